@@ -3,7 +3,8 @@
 
     python custom_ops/build.py                    the op library, in place
     python custom_ops/build.py --tests            the C++ unit tests, and run them
-    python custom_ops/build.py --tests --sanitize ... under ASan and UBSan
+    python custom_ops/build.py --tests --sanitize  ... under ASan and UBSan
+    python custom_ops/build.py --describe         the flags as JSON (read by bazel)
 
 Sources are found by their place:
 
@@ -508,6 +509,24 @@ def run_tests(jobs: int | None = None, sanitize: bool = False, only: str = "") -
     return broken
 
 
+def describe() -> dict[str, object]:
+    """All flags as plain data: tools/tf_configure.bzl hands them to bazel."""
+    tensorflow = find_tensorflow()
+    return {
+        "tensorflow_version": tensorflow.version,
+        "include_dir": tensorflow.include_dir,
+        "library_dir": tensorflow.library_dir,
+        "include_subdirs": [
+            os.path.relpath(d, tensorflow.include_dir) for d in tensorflow.include_dirs
+        ],
+        "definitions": tensorflow.definitions,
+        "libraries": tensorflow.libraries,
+        "base_flags": BASE_FLAGS,
+        "folder_flags": FOLDER_FLAGS,
+        "instruction_sets": INSTRUCTION_SETS if is_x86() else dict.fromkeys(INSTRUCTION_SETS, ()),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -519,10 +538,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=LIBRARY_DIR, help="folder for the library"
     )
+    parser.add_argument("--describe", action="store_true", help="print the flags as JSON")
     options = parser.parse_args(arguments)
     if (options.sanitize or options.only) and not options.tests:
         parser.error("--sanitize and --only go with --tests")
     try:
+        if options.describe:
+            print(json.dumps(describe(), indent=2))
+            return 0
         if options.tests:
             return 1 if run_tests(options.jobs, options.sanitize, options.only) else 0
         build_library(options.output.resolve(), options.jobs)
