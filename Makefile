@@ -1,5 +1,5 @@
 # Everything happens in .venv; stamps in it say what has been installed already.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PY := $(VENV)/bin/python
@@ -63,9 +63,9 @@ $(VENV)/.stamp-base: pyproject.toml setup.py | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.stamp-demo: $(VENV)/.stamp-base
-	$(INSTALL) ".[demo]"
+	$(INSTALL) ".[demo]" -q
 	@touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-base
-	$(INSTALL) ".[demo,dev]"
+	$(INSTALL) ".[demo,dev]" -q
 	@touch $@ $(VENV)/.stamp-demo
