@@ -1,0 +1,4 @@
+#if defined(__x86_64__)
+#define kCodecPlain kCodecAvx512
+#include "kernels/codec_plain.cc"
+#endif

@@ -1,0 +1,25 @@
+// Which implementation of the kernels runs on this CPU.
+
+#ifndef TF_LNS_KERNELS_DISPATCH_H_
+#define TF_LNS_KERNELS_DISPATCH_H_
+
+#include "kernels/codec_kernels.h"
+#include "kernels/madam_kernels.h"
+
+namespace lns {
+
+enum class InstructionSet { kPlain, kAvx2, kAvx512 };
+
+// The best that the CPU has, or what the environment variable TF_LNS_CPU asks for
+// ("plain", "avx2", "avx512"; one that the CPU lacks falls back to the best). Read once
+// per process.
+InstructionSet SelectedInstructionSet();
+
+const char* Name(InstructionSet set);
+
+const CodecKernels& Codec();
+const MadamKernels& Madam();
+
+}  // namespace lns
+
+#endif  // TF_LNS_KERNELS_DISPATCH_H_

@@ -1,0 +1,92 @@
+#include "kernels/dispatch.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace lns {
+namespace {
+
+bool Supported(InstructionSet set) {
+#if defined(__x86_64__)
+  switch (set) {
+    case InstructionSet::kPlain:
+      return true;
+    case InstructionSet::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("bmi2");
+    case InstructionSet::kAvx512:
+      return Supported(InstructionSet::kAvx2) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
+  }
+  return false;
+#else
+  return set == InstructionSet::kPlain;
+#endif
+}
+
+constexpr InstructionSet kBestFirst[] = {InstructionSet::kAvx512, InstructionSet::kAvx2,
+                                         InstructionSet::kPlain};
+
+InstructionSet Select() {
+  const char* wanted = std::getenv("TF_LNS_CPU");
+  if (wanted != nullptr) {
+    for (InstructionSet set : kBestFirst) {
+      if (std::strcmp(wanted, Name(set)) == 0 && Supported(set)) return set;
+    }
+  }
+  for (InstructionSet set : kBestFirst) {
+    if (Supported(set)) return set;
+  }
+  return InstructionSet::kPlain;
+}
+
+}  // namespace
+
+const char* Name(InstructionSet set) {
+  switch (set) {
+    case InstructionSet::kAvx512:
+      return "avx512";
+    case InstructionSet::kAvx2:
+      return "avx2";
+    default:
+      return "plain";
+  }
+}
+
+InstructionSet SelectedInstructionSet() {
+  static const InstructionSet selected = Select();
+  return selected;
+}
+
+const CodecKernels& Codec() {
+#if defined(__x86_64__)
+  switch (SelectedInstructionSet()) {
+    case InstructionSet::kAvx512:
+      return kCodecAvx512;
+    case InstructionSet::kAvx2:
+      return kCodecAvx2;
+    default:
+      return kCodecPlain;
+  }
+#else
+  return kCodecPlain;
+#endif
+}
+
+const MadamKernels& Madam() {
+#if defined(__x86_64__)
+  switch (SelectedInstructionSet()) {
+    case InstructionSet::kAvx512:
+      return kMadamAvx512;
+    case InstructionSet::kAvx2:
+      return kMadamAvx2;
+    default:
+      return kMadamPlain;
+  }
+#else
+  return kMadamPlain;
+#endif
+}
+
+}  // namespace lns

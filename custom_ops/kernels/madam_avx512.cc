@@ -1,0 +1,4 @@
+#if defined(__x86_64__)
+#define kMadamPlain kMadamAvx512
+#include "kernels/madam_plain.cc"
+#endif

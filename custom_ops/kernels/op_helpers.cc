@@ -1,0 +1,185 @@
+#include "kernels/op_helpers.h"
+
+#include <mutex>
+
+#include "kernels/dispatch.h"
+#include "tensorflow/core/framework/device_base.h"
+#include "tensorflow/core/framework/tensor_shape.h"
+#include "tensorflow/core/platform/threadpool.h"
+
+namespace lns {
+
+Status GetFormat(OpKernelConstruction* ctx, const std::string& prefix, Format* format) {
+  TF_RETURN_IF_ERROR(ctx->GetAttr(prefix + "bits", &format->bits));
+  TF_RETURN_IF_ERROR(ctx->GetAttr(prefix + "base_factor", &format->base_factor));
+  const std::string error = format->Error();
+  if (!error.empty()) return InvalidArgument(prefix, error);
+  return absl::OkStatus();
+}
+
+Status CheckCodeType(const Format& format, DataType dtype) {
+  const DataType expected =
+      format.bits <= 8 ? tensorflow::DT_INT8 : tensorflow::DT_INT16;
+  if (dtype == expected) return absl::OkStatus();
+  return InvalidArgument("codes of ", format.bits, " bits must be ",
+                         tensorflow::DataTypeString(expected), ", got ",
+                         tensorflow::DataTypeString(dtype));
+}
+
+Status GetCodecPlan(OpKernelConstruction* ctx, CodecPlan* plan) {
+  Format format;
+  TF_RETURN_IF_ERROR(GetFormat(ctx, "", &format));
+  *plan = CodecPlan(format);
+  std::string rounding, underflow;
+  TF_RETURN_IF_ERROR(ctx->GetAttr("rounding", &rounding));
+  TF_RETURN_IF_ERROR(ctx->GetAttr("underflow", &underflow));
+  plan->rounding =
+      rounding == "stochastic" ? Rounding::kStochastic : Rounding::kNearest;
+  plan->underflow = underflow == "flush" ? Underflow::kFlush : Underflow::kClamp;
+  return absl::OkStatus();
+}
+
+Status ScaleLayout::Init(OpKernelConstruction* ctx, const std::string& axis_name,
+                         bool with_vectors) {
+  TF_RETURN_IF_ERROR(ctx->GetAttr(axis_name, &axis));
+  if (with_vectors) TF_RETURN_IF_ERROR(ctx->GetAttr("vector_size", &vector_size));
+  if (vector_size < 0) {
+    return InvalidArgument("vector_size must be at least 1, or 0 for none, got ",
+                           vector_size);
+  }
+  if (vector_size > 0 && axis.size() != 1) {
+    return InvalidArgument("vector_size needs exactly one axis, got ", axis.size());
+  }
+  for (size_t i = 0; i < axis.size(); ++i) {
+    if (axis[i] < 0 || axis[i] > 254 || (i > 0 && axis[i] != axis[i - 1] + 1)) {
+      return InvalidArgument(axis_name, " must name neighbouring axes in rising order");
+    }
+  }
+  return absl::OkStatus();
+}
+
+Status ScaleLayout::View(const TensorShape& shape, ScaleView* view) const {
+  *view = ScaleView();
+  view->vector_size = vector_size;
+  if (axis.empty()) {
+    view->inner = shape.num_elements();
+    return absl::OkStatus();
+  }
+  if (axis.back() >= shape.dims()) {
+    return InvalidArgument("axis ", axis.back(), " is out of range for shape ",
+                           shape.DebugString());
+  }
+  for (int i = 0; i < shape.dims(); ++i) {
+    int64_t* part = i < axis.front()  ? &view->outer
+                    : i > axis.back() ? &view->inner
+                                      : &view->channels;
+    *part *= shape.dim_size(i);
+  }
+  // A vector longer than the axis is the whole axis: keeps the arithmetic of blocks()
+  // in range.
+  view->vector_size = std::min(vector_size, std::max<int64_t>(view->channels, 1));
+  return absl::OkStatus();
+}
+
+TensorShape ScaleLayout::ScaleShape(const TensorShape& shape) const {
+  TensorShape scale;
+  if (vector_size > 0) {
+    scale = shape;
+    const int64_t n = shape.dim_size(axis[0]);
+    scale.set_dim(axis[0], n / vector_size + (n % vector_size != 0));
+  } else {
+    for (int32_t a : axis) scale.AddDim(shape.dim_size(a));
+  }
+  return scale;
+}
+
+Status CheckScale(const Tensor& scale, const ScaleLayout& layout,
+                  const TensorShape& shape) {
+  const TensorShape expected = layout.ScaleShape(shape);
+  if (scale.shape() != expected) {
+    return InvalidArgument("scale must have shape ", expected.DebugString(), ", got ",
+                           scale.shape().DebugString());
+  }
+  const auto values = scale.flat<float>();
+  for (int64_t i = 0; i < values.size(); ++i) {
+    if (!IsValidScale(values(i))) {
+      return InvalidArgument("scale must be finite and at least 2^-126, got ",
+                             values(i), " at flat index ", i);
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Parallel(OpKernelContext* ctx, int64_t n, double nanoseconds_per_element,
+              const std::function<void(int64_t, int64_t)>& work) {
+  constexpr int64_t kAlign = 64;
+  constexpr double kSmallestPiece =
+      20000.0;  // ns, well above the cost of waking a thread
+  auto* pool = ctx->device()->tensorflow_cpu_worker_threads()->workers;
+  const int threads = pool->NumThreads();
+  const double total = n * nanoseconds_per_element;
+  const int64_t pieces =
+      std::min<int64_t>(threads * 4, static_cast<int64_t>(total / kSmallestPiece));
+  if (threads <= 1 || pieces <= 1) {
+    if (n > 0) work(0, n);
+    return;
+  }
+  const int64_t block = ((n + pieces - 1) / pieces + kAlign - 1) / kAlign * kAlign;
+  pool->ParallelFor(n, tsl::thread::ThreadPool::SchedulingParams::Fixed(block), work);
+}
+
+void AbsMaxPerScale(OpKernelContext* ctx, const float* x, const ScaleView& view,
+                    float* largest) {
+  const int64_t scales = view.scales();
+  std::fill(largest, largest + scales, 0.0f);
+  std::mutex mutex;
+  Parallel(ctx, view.elements(), 0.1, [&](int64_t begin, int64_t end) {
+    // A maximum does not depend on the order, so neither does the result on the
+    // threads.
+    const bool few = scales <= 65536;
+    std::vector<float> own(few ? scales : 0, 0.0f);
+    std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
+    if (!few) lock.lock();
+    float* out = few ? own.data() : largest;
+    view.ForEachPiece(
+        begin, end,
+        [&](int64_t at, int64_t count, int64_t scale) {
+          out[scale] = std::max(out[scale], Codec().abs_max(x + at, count));
+        },
+        [&](int64_t at, int64_t count, int64_t scale) {
+          Codec().abs_max_lanes(x + at, out + scale, count);
+        });
+    if (few) {
+      lock.lock();
+      for (int64_t i = 0; i < scales; ++i) largest[i] = std::max(largest[i], own[i]);
+    }
+  });
+}
+
+void ScaleOf(OpKernelContext* ctx, const Format& format, bool power_of_two,
+             const Tensor& x, const ScaleView& view, Tensor* scale) {
+  float* values = scale->flat<float>().data();
+  AbsMaxPerScale(ctx, x.flat<float>().data(), view, values);
+  for (int64_t i = 0; i < scale->NumElements(); ++i) {
+    values[i] = ScaleFromAbsMax(format, values[i], power_of_two);
+  }
+}
+
+void QuantizeTensor(OpKernelContext* ctx, const CodecPlan& plan, const ScaleView& view,
+                    const Tensor& x, const Tensor& scale, Tensor* y) {
+  const float* in = x.flat<float>().data();
+  const float* scales = scale.flat<float>().data();
+  float* out = y->flat<float>().data();
+  const double cost = plan.rounding == Rounding::kStochastic ? 2.0 : 0.5;
+  Parallel(ctx, x.NumElements(), cost, [&](int64_t begin, int64_t end) {
+    const auto piece = [&](int64_t at, int64_t count, int64_t first, int stride) {
+      Codec().quantize(plan, in + at, scales + first, stride, at, out + at, count);
+    };
+    view.ForEachPiece(
+        begin, end,
+        [&](int64_t at, int64_t count, int64_t first) { piece(at, count, first, 0); },
+        [&](int64_t at, int64_t count, int64_t first) { piece(at, count, first, 1); });
+  });
+}
+
+}  // namespace lns
