@@ -37,6 +37,9 @@ class BuildOps(build_ext):
             return
         builder = load_builder()
         base = ROOT if self.inplace else Path(self.build_lib).resolve()
+        if not self.inplace:
+            # build_py has copied the note of an in-place build: not that of this library.
+            (base / OPS_DIR / "_build_info.py").unlink(missing_ok=True)
         try:
             builder.build_library(base / OPS_DIR)
         except builder.BuildError as error:
