@@ -193,10 +193,7 @@ def find_tensorflow() -> TensorFlow:
         record = json.loads(kept.read_text())
         if record["key"] == key and Path(record["flags"]["library_dir"]).is_dir():
             return TensorFlow(
-                **{
-                    k: tuple(v) if isinstance(v, list) else v
-                    for k, v in record["flags"].items()
-                }
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in record["flags"].items()}
             )
 
     program = (
@@ -216,9 +213,7 @@ def find_tensorflow() -> TensorFlow:
     flags = json.loads(result.stdout.splitlines()[-1])
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({"key": key, "flags": flags}, indent=1))
-    return TensorFlow(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
-    )
+    return TensorFlow(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()})
 
 
 # --- Which flags a file gets ------------------------------------------------------
@@ -249,9 +244,7 @@ def flags_for(source: Path) -> tuple[str, ...]:
 
 
 def library_sources() -> list[Path]:
-    return [
-        s for folder in LIBRARY_FOLDERS for s in sorted(SOURCE_DIR.glob(f"{folder}/*.cc"))
-    ]
+    return [s for folder in LIBRARY_FOLDERS for s in sorted(SOURCE_DIR.glob(f"{folder}/*.cc"))]
 
 
 def plain_kernels() -> list[Path]:
@@ -340,9 +333,7 @@ class Toolchain:
             check=False,
         )
         if result.returncode:
-            raise BuildError(
-                result.stdout or f"the compiler ended with {result.returncode}"
-            )
+            raise BuildError(result.stdout or f"the compiler ended with {result.returncode}")
         key.write_text(self.fingerprint(source, depfile))
         return time.monotonic() - started, result.stdout
 
@@ -429,9 +420,7 @@ def build_library(output_dir: Path = LIBRARY_DIR, jobs: int | None = None) -> Pa
     toolchain = Toolchain(compiler, tensorflow)
     sources = library_sources()
     if not sources:
-        raise BuildError(
-            f"no sources in {SOURCE_DIR.name}/{{{','.join(LIBRARY_FOLDERS)}}}/"
-        )
+        raise BuildError(f"no sources in {SOURCE_DIR.name}/{{{','.join(LIBRARY_FOLDERS)}}}/")
     library = output_dir / LIBRARY_NAME
     with one_build_at_a_time():
         started = time.monotonic()
@@ -514,9 +503,7 @@ def run_tests(jobs: int | None = None, sanitize: bool = False, only: str = "") -
         broken += not good
         if not good:
             say(result.stdout)
-            why = f"exit status {result.returncode}" + (
-                "" if counts else ", no closing line"
-            )
+            why = f"exit status {result.returncode}" + ("" if counts else ", no closing line")
             say(f"FAILED {test.stem} ({why})")
         else:
             say(f"ok     {test.stem}: {lines[-1]}  {time.monotonic() - started:.1f} s")
@@ -544,9 +531,7 @@ def describe() -> dict[str, object]:
         "libraries": tensorflow.libraries,
         "base_flags": BASE_FLAGS,
         "folder_flags": FOLDER_FLAGS,
-        "instruction_sets": INSTRUCTION_SETS
-        if is_x86()
-        else dict.fromkeys(INSTRUCTION_SETS, ()),
+        "instruction_sets": INSTRUCTION_SETS if is_x86() else dict.fromkeys(INSTRUCTION_SETS, ()),
     }
 
 
@@ -555,16 +540,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tests", action="store_true", help="build and run the C++ tests")
-    parser.add_argument(
-        "--sanitize", action="store_true", help="tests under ASan and UBSan"
-    )
-    parser.add_argument(
-        "--only", default="", metavar="WORD", help="tests with WORD in the name"
-    )
+    parser.add_argument("--sanitize", action="store_true", help="tests under ASan and UBSan")
+    parser.add_argument("--only", default="", metavar="WORD", help="tests with WORD in the name")
     parser.add_argument("--jobs", type=int, default=None, help="files compiled at once")
-    parser.add_argument(
-        "--output", type=Path, default=LIBRARY_DIR, help="folder for the library"
-    )
+    parser.add_argument("--output", type=Path, default=LIBRARY_DIR, help="folder for the library")
     parser.add_argument("--describe", action="store_true", help="print the flags as JSON")
     options = parser.parse_args(arguments)
     if (options.sanitize or options.only) and not options.tests:

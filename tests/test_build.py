@@ -13,9 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def build():
-    spec = importlib.util.spec_from_file_location(
-        "build_under_test", ROOT / "custom_ops/build.py"
-    )
+    spec = importlib.util.spec_from_file_location("build_under_test", ROOT / "custom_ops/build.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -33,9 +31,7 @@ def tree(build, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "BUILD_DIR", tmp_path / "build")
     write = lambda name, text: (tmp_path / "custom_ops" / name).write_text(text)  # noqa: E731
     write("core/answer.h", "int Answer();\n#define WANTED 42\n")
-    write(
-        "kernels/answer_plain.cc", '#include "core/answer.h"\nint Answer() { return 42; }\n'
-    )
+    write("kernels/answer_plain.cc", '#include "core/answer.h"\nint Answer() { return 42; }\n')
     write("kernels/with_tensorflow.cc", "#error not part of a test\n")
     write(
         "tests/answer_test.cc",
