@@ -243,16 +243,19 @@ def weight_scale(weights, format: LNSFormat = LNSFormat(16, 2048)) -> np.float32
     """
     weights = np.asarray(weights, np.float64)
     largest = float(np.max(np.abs(weights), initial=0.0))
+    rms = float(np.sqrt(np.mean(np.square(weights)))) if weights.size else 0.0
+    return weight_scale_from(rms, largest, format)
+
+
+def weight_scale_from(rms: float, largest: float, format: LNSFormat) -> np.float32:
+    """`weight_scale` from the weights' RMS and largest magnitude."""
     if largest < MIN_NORMAL:
         return F32(1)
-    rms = float(np.sqrt(np.mean(np.square(weights))))
-    top = int(np.ceil(np.log2(max(10 * rms, largest))))
-    if 2.0 ** (top - 1) >= max(10 * rms, largest):  # log2 rounded up across an integer
-        top -= 1
-    octaves = int(np.ceil(format.octaves))
-    exponent = max(top - octaves, -126)
-    needed = np.rint(format.base_factor * (np.log2(largest) - exponent))
-    if needed > format.max_exponent:
+    wanted = max(10 * rms, largest)
+    top = int(np.ceil(np.log2(wanted)))
+    top += int(2.0**top < wanted) - int(2.0 ** (top - 1) >= wanted)  # log2 itself is rounded
+    exponent = max(top - int(np.ceil(format.octaves)), -126)
+    if np.rint(format.base_factor * (np.log2(largest) - exponent)) > format.max_exponent:
         exponent += 1
     return F32(2.0 ** min(exponent, 127))
 
@@ -489,8 +492,8 @@ def normalized_gradient(
         ``(g_hat, v)``, both float32.
     """
     beta = F32(beta)
-    square = _no_tiny((F32(1) - beta) * (gradient * gradient))
-    moment = _no_tiny(beta * np.asarray(second_moment, F32)) + square
+    square = _positive((F32(1) - beta) * (gradient * gradient))
+    moment = _positive(beta * np.asarray(second_moment, F32)) + square
     correction = F32(1 / bias_correction(beta, step))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = gradient / np.sqrt(moment * correction)
@@ -501,6 +504,12 @@ def normalized_gradient(
 def _no_tiny(x):
     x = np.asarray(x, F32)
     return np.where(np.abs(x) < TINY, F32(0), x)
+
+
+def _positive(x):
+    """x, or 0 where it is tiny; a v that someone set to NaN or below 0 heals, too."""
+    x = np.asarray(x, F32)
+    return np.where(x >= TINY, x, F32(0))
 
 
 class CompactMoment(NamedTuple):
@@ -517,69 +526,101 @@ class CompactMoment(NamedTuple):
     exponent: int | None
 
 
-COMPACT_FRACTION_BITS = 20
+COMPACT_FRACTION_BITS = 16
 """Fraction bits Q of the stochastic rounding of k."""
+
+COMPACT_LOWEST, COMPACT_HIGHEST = -104, 23
+"""Reach of the growth table: quarter octaves from v to (1 - beta) g**2. Below, the gradient
+adds nothing to v; above, v is forgotten."""
+
+COMPACT_LARGEST = 151
+"""What k may reach within a step (six octaves over the top), before the shift."""
+
+COMPACT_LOWEST_EXPONENT = -120
+"""Smallest exponent of a tensor, about where float32 v would count as zero."""
+
+
+def compact_first(beta: float) -> int:
+    """``floor(4 log2(1 - beta))``: from g**2 to the v that it makes out of 0."""
+    return int(np.floor(4 * np.log2(1 - np.float64(F32(beta)))))
 
 
 @functools.cache
-def compact_tables(beta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Tables over d in -256..256, the quarter octaves from v to g**2.
+def compact_growth(beta: float) -> np.ndarray:
+    """Growth of k over x in -104..23, the quarter octaves from v to ``(1-beta) g**2``.
 
-    Returns:
-        ``T[d + 256] = round(4 log2(beta + (1-beta) 2**(d/4)) 2**Q)``, the growth of k, int64;
-        ``H[d + 256] = 2**(d/8) / sqrt(beta + (1-beta) 2**(d/4))``, g over the root of the new
-        v, float32.
+    ``T[x + 104] = round(4 log2(beta + (1-beta) 2**((x - first) / 4)) 2**Q)``, int64: an
+    addition in the logarithmic number system.
     """
     beta = np.float64(F32(beta))
-    d = np.arange(-256, 257)
-    growth = beta + (1 - beta) * np.exp2(d / 4)
-    growth_log = np.rint(4 * np.log2(growth) * 2.0**COMPACT_FRACTION_BITS)
-    return growth_log.astype(np.int64), (np.exp2(d / 8) / np.sqrt(growth)).astype(F32)
+    x = np.arange(COMPACT_LOWEST, COMPACT_HIGHEST + 1)
+    growth = beta + (1 - beta) * np.exp2((x - compact_first(beta)) / 4)
+    unit = 2.0**COMPACT_FRACTION_BITS
+    return np.rint(np.maximum(4 * np.log2(growth), -100.0) * unit).astype(np.int64)
+
+
+def compact_draws(seed: int, count: int) -> np.ndarray:
+    """16 uniform bits per element, int64. Four elements share the 32 bits of one draw:
+    element i takes two bytes of draw ``i // 4``, from byte ``i % 4`` on, round the end."""
+    i = np.arange(count)
+    word = random_bits(seed, -(-count // 4)).astype(np.int64)[i // 4]
+    return ((word | word << 32) >> (8 * (i % 4))) & 0xFFFF
 
 
 def normalized_gradient_compact(
     gradient, second_moment: CompactMoment, *, step, beta=0.999, g_bound=10.0, seed=0
 ) -> tuple[np.ndarray, CompactMoment]:
-    """`normalized_gradient` on a one-byte second moment; integers but for two tables.
+    """`normalized_gradient` on a one-byte second moment; integers but for one product.
 
     k is rounded stochastically (nearest would freeze it); `seed` and the flat index give u.
+    ::
+
+        kn <- round(8 log2|g|) + first - 4 E + 127            k of (1-beta) g**2
+        k  <- max(kn, k + floor(T[kn - k] + u))               k = 0: max(kn, 0)
+        g_hat = clip(g / sqrt(v / (1 - beta**t)), +-g_bound)  0 where v = 0
 
     Returns:
         ``(g_hat, second_moment)``.
     """
-    beta64 = np.float64(F32(beta))
-    k = np.asarray(second_moment.k).astype(np.int64)
+    shape = np.shape(gradient)
+    k = np.maximum(np.asarray(second_moment.k).astype(np.int64), 0)
     exponent = second_moment.exponent
+    first = compact_first(beta)
     # Quarter octaves of g**2, before the tensor's exponent is taken off.
     eighths = _encode_unclamped(np.abs(gradient), 8)
     nonzero = gradient != 0
-    first = int(np.rint(4 * np.log2(1 - beta64)))
     if exponent is None:
         if not nonzero.any():
-            return np.zeros(k.shape, F32), second_moment
+            return np.zeros(shape, F32), second_moment
         exponent = -((-(int(eighths[nonzero].max()) + first)) // 4) + 1
-    growth_log, over_root = compact_tables(float(F32(beta)))
+        exponent = max(exponent, COMPACT_LOWEST_EXPONENT)
+
+    kn = np.clip(eighths + first - 4 * exponent + 127, COMPACT_LOWEST, COMPACT_LARGEST)
+    kn = np.where(nonzero, kn, COMPACT_LOWEST)
+    x = np.clip(kn - k, COMPACT_LOWEST, COMPACT_HIGHEST) - COMPACT_LOWEST
+    growth = compact_growth(float(F32(beta)))[x] + compact_draws(seed, k.size).reshape(shape)
+    grown = np.where(k > 0, np.maximum(k + (growth >> COMPACT_FRACTION_BITS), 1), 0)
+    grown = np.maximum(grown, kn)
+
+    # 1 / sqrt(v / (1 - beta**t)) = 2**(z / 8) sqrt(1 - beta**t)
+    z = 127 - 4 * exponent - grown
     root = F32(np.sqrt(bias_correction(beta, step)))
-    start = F32(np.sqrt(bias_correction(beta, step) / (1 - beta64)))
+    over_root = np.ldexp(decode_table(8)[z & 7] * root, z >> 3).astype(F32)
+    with np.errstate(over="ignore", under="ignore"):
+        g_hat = np.clip(np.asarray(gradient, F32) * over_root, -F32(g_bound), F32(g_bound))
+    g_hat = np.where(grown == 0, F32(0), _no_tiny(g_hat))
 
-    kg = eighths - 4 * exponent + 127
-    d = np.clip(kg - k, -256, 256)
-    unit = 1 << COMPACT_FRACTION_BITS
-    u = random_bits(seed, k.size).reshape(k.shape).astype(np.int64) >> 12
-    decay = int(np.rint(4 * np.log2(beta64) * unit))
-    growth = np.where(nonzero, growth_log[d + 256], decay)
-    grown = np.maximum(1, (k * unit + growth + u) >> COMPACT_FRACTION_BITS)
-    grown = np.where(k > 0, grown, np.where(nonzero, np.maximum(1, kg + first), 0))
-    size = np.where(k > 0, over_root[d + 256] * root, start)
-    g_hat = np.minimum(size, F32(g_bound)).astype(F32) * np.sign(gradient)
+    grown, exponent = _shift_compact(grown, exponent)
+    return g_hat, CompactMoment(grown.astype(np.int8), exponent)
 
-    grown = np.minimum(grown, 255)  # what the unsigned byte holds until the shift below
-    largest = int(grown.max(initial=0))
-    if largest > 127 or 0 < largest < 115:
-        shift = -(-(largest - 127) // 4) + 1
-        exponent += shift
-        grown = np.where(grown > 0, np.clip(grown - 4 * shift, 1, 127), 0)
-    return g_hat.astype(F32), CompactMoment(grown.astype(np.int8), exponent)
+
+def _shift_compact(k: np.ndarray, exponent: int) -> tuple[np.ndarray, int]:
+    """Moves the tensor's exponent so that the largest k lies in 115..127, if it left that."""
+    largest = int(k.max(initial=0))
+    if largest == 0 or 115 <= largest <= 127:
+        return k, exponent
+    shift = max(-(-(largest - 127) // 4) + 1, COMPACT_LOWEST_EXPONENT - exponent)
+    return np.where(k > 0, np.clip(k - 4 * shift, 1, 127), 0), exponent + shift
 
 
 def _encode_unclamped(magnitude: np.ndarray, base_factor: int) -> np.ndarray:

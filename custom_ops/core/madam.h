@@ -9,7 +9,6 @@
 #define TF_LNS_CORE_MADAM_H_
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -23,49 +22,48 @@ namespace lns {
 constexpr float kTiny = 0x1p-125f;
 constexpr float kLargestGradient = 0x1p63f;
 constexpr float kLargestStep = 65536.0f;
-constexpr int kCompactFractionBits = 20;
-constexpr int kCompactReach = 256;  // tables over d in -256..256
+constexpr int kCompactFractionBits = 16;
+// Reach of the growth table: quarter octaves from v to (1-beta) g^2.
+constexpr int kCompactLowest = -104;
+constexpr int kCompactHighest = 23;
+constexpr int kCompactEntries = kCompactHighest - kCompactLowest + 1;
+// What k may reach within a step, before ShiftCompact.
+constexpr int kCompactLargest = 151;
+// Bounds of the tensor's exponent. Gradients of at most 2^63 stay far below the highest.
+constexpr int kCompactLowestExponent = -120;
+constexpr int kCompactHighestExponent = 240;
 constexpr uint64_t kCompactSeed = 0x5851F42D4C957F2Dull;
 constexpr int32_t kNoExponent =
     std::numeric_limits<int32_t>::min();  // no gradient seen yet
 
-inline float NoTiny(float x) { return std::fabs(x) < kTiny ? 0.0f : x; }
+LNS_INLINE float NoTiny(float x) { return std::fabs(x) < kTiny ? 0.0f : x; }
 
-inline float Clip(float x, float bound) { return std::min(std::max(x, -bound), bound); }
+// x, or 0 where it is tiny, negative or NaN.
+LNS_INLINE float Positive(float x) { return x >= kTiny ? x : 0.0f; }
+
+LNS_INLINE float Clip(float x, float bound) { return std::min(std::max(x, -bound), bound); }
 
 // 1 - beta^step in float64; the power by repeated squaring, as every device does.
-inline double BiasCorrection(float beta, int64_t step) {
-  double power = 1.0;
-  double base = beta;
-  for (uint64_t n = static_cast<uint64_t>(std::max<int64_t>(step, 0)); n > 0; n >>= 1) {
-    if (n & 1) power *= base;
-    base *= base;
-  }
-  return 1.0 - power;
-}
+double BiasCorrection(float beta, int64_t step);
 
-// Tables of the one-byte second moment over d, the quarter octaves from v to g^2.
+// What the one-byte second moment needs to know of beta: reference.compact_growth.
 struct CompactTables {
-  // growth[d + 256] = round(4 log2(beta + (1-beta) 2^(d/4)) 2^Q)
-  std::array<int32_t, 2 * kCompactReach + 1> growth;
-  // over_root[d + 256] = float32(2^(d/8) / sqrt(beta + (1-beta) 2^(d/4)))
-  std::array<float, 2 * kCompactReach + 1> over_root;
-  int32_t decay;  // round(4 log2(beta) 2^Q), growth where g = 0
-  int32_t first;  // round(4 log2(1-beta)), from g^2 to v where v was 0
+  // growth[x + 104] = round(4 log2(beta + (1-beta) 2^((x-first)/4)) 2^Q), x the quarter
+  // octaves from v to (1-beta) g^2
+  int32_t growth[kCompactEntries];
+  int32_t first;  // floor(4 log2(1-beta)), from g^2 to the v that it makes out of 0
+  const Tables* eighths;  // of base factor 8
 
-  explicit CompactTables(float beta_f32) {
-    const double beta = beta_f32;
-    const double unit = 1 << kCompactFractionBits;
-    for (int d = -kCompactReach; d <= kCompactReach; ++d) {
-      const double grown = beta + (1.0 - beta) * std::exp2(d / 4.0);
-      growth[d + kCompactReach] =
-          static_cast<int32_t>(std::nearbyint(4.0 * std::log2(grown) * unit));
-      over_root[d + kCompactReach] =
-          static_cast<float>(std::exp2(d / 8.0) / std::sqrt(grown));
-    }
-    decay = static_cast<int32_t>(std::nearbyint(4.0 * std::log2(beta) * unit));
-    first = static_cast<int32_t>(std::nearbyint(4.0 * std::log2(1.0 - beta)));
-  }
+  // For the vectorised kernels. growth = 2^Q (growth_whole - bias) + 2^Q - 1 -
+  // growth_rest: what is left of a whole step is compared with the random draw.
+  static constexpr int kBias = 100;
+  uint8_t growth_whole[kCompactEntries];
+  uint8_t growth_rest_high[kCompactEntries];
+  uint8_t growth_rest_low[kCompactEntries];
+  // (bits + addend[bits >> 19 & 15]) >> 20 is 8 log2 rounded, 8 * 127 too high.
+  uint32_t addend[16];
+
+  explicit CompactTables(float beta);
 };
 
 // What one step does, apart from the data.
@@ -89,40 +87,18 @@ struct MadamPlan {
   const CompactTables* compact = nullptr;
   RandomKey compact_key;
   float root = 1.0f;     // float32(sqrt(1 - beta^t))
-  float start = 1.0f;    // float32(sqrt((1 - beta^t) / (1 - beta)))
   int32_t exponent = 0;  // of the tensor
 
   // `cap` < 0 means no cap. Values are those of reference.madam_step.
   static MadamPlan Make(const Format& format, float beta, float g_bound,
                         float learning_rate, float weight_decay, int64_t step,
                         uint64_t seed, Rounding rounding, bool round_gradient,
-                        int32_t cap, int32_t floor) {
-    MadamPlan plan;
-    plan.format = format;
-    plan.beta = beta;
-    plan.g_bound = g_bound;
-    const double corrected = BiasCorrection(beta, step);
-    plan.correction = static_cast<float>(1.0 / corrected);
-    plan.root = static_cast<float>(std::sqrt(corrected));
-    plan.start =
-        static_cast<float>(std::sqrt(corrected / (1.0 - static_cast<double>(beta))));
-    plan.learning_rate = learning_rate;
-    plan.rate = NoTiny(Clip(learning_rate, kLargestStep)) *
-                static_cast<float>(format.base_factor);
-    plan.weight_decay = NoTiny(weight_decay);
-    plan.rounding = rounding;
-    plan.round_gradient = round_gradient;
-    plan.key = RandomKey(seed);
-    plan.compact_key = RandomKey(seed ^ kCompactSeed);
-    plan.cap = cap < 0 ? format.max_exponent() : cap;
-    plan.floor = floor;
-    return plan;
-  }
+                        int32_t cap, int32_t floor);
 };
 
 // Non-finite elements and denormals become 0, huge ones are clipped so that a square is
 // finite.
-inline float FiniteGradient(float g, int64_t* nonfinite) {
+LNS_INLINE float FiniteGradient(float g, int64_t* nonfinite) {
   const uint32_t magnitude = Bits(g) & kMagnitudeMask;
   if (magnitude >= kInfBits) {
     ++*nonfinite;
@@ -132,68 +108,76 @@ inline float FiniteGradient(float g, int64_t* nonfinite) {
 }
 
 // g_hat of a finite gradient; moves *v.
-inline float NormalizedGradient(const MadamPlan& plan, float g, float* v) {
-  const float square = NoTiny((1.0f - plan.beta) * (g * g));
-  const float moment = NoTiny(plan.beta * *v) + square;
+LNS_INLINE float NormalizedGradient(const MadamPlan& plan, float g, float* v) {
+  const float square = Positive((1.0f - plan.beta) * (g * g));
+  const float moment = Positive(plan.beta * *v) + square;
   *v = moment;
   if (moment == 0.0f) return 0.0f;
   return NoTiny(Clip(g / std::sqrt(moment * plan.correction), plan.g_bound));
 }
 
 // 8 log2|g| rounded: quarter octaves of g^2. g is finite and not zero.
-inline int32_t GradientEighths(float g) {
-  return NearestExponent(Tables::Of(8), 8, Bits(g) & kMagnitudeMask);
+LNS_INLINE int32_t GradientEighths(const CompactTables& tables, float g) {
+  return NearestExponent(*tables.eighths, 8, Bits(g) & kMagnitudeMask);
 }
 
 // The tensor's exponent at its first non-zero gradient, one octave of headroom
 // included.
-inline int32_t FirstCompactExponent(const CompactTables& tables,
+LNS_INLINE int32_t FirstCompactExponent(const CompactTables& tables,
                                     float largest_gradient) {
-  const int32_t top = GradientEighths(largest_gradient) + tables.first;
-  return -((-top) >> 2) + 1;  // ceil(top / 4) + 1
+  const int32_t top = GradientEighths(tables, largest_gradient) + tables.first;
+  return std::max(-((-top) >> 2) + 1, kCompactLowestExponent);  // ceil(top / 4) + 1
 }
 
-// g_hat of a finite gradient; moves *k, an unsigned byte that may exceed 127 until
+// 16 random bits; four elements share a draw. reference.compact_draws.
+LNS_INLINE uint32_t CompactDraw(const RandomKey& key, uint64_t index) {
+  const uint64_t word = RandomBits(key, index / 4);
+  return static_cast<uint32_t>((word | word << 32) >> (8 * (index % 4))) & 0xFFFFu;
+}
+
+// g_hat of a finite gradient; moves *k, 0..127 (a byte above counts as 0) to 0..151, until
 // ShiftCompact has run over the tensor.
-inline float NormalizedGradientCompact(const MadamPlan& plan, float g, uint64_t index,
+LNS_INLINE float NormalizedGradientCompact(const MadamPlan& plan, float g, uint64_t index,
                                        uint8_t* k_in_out) {
   const CompactTables& tables = *plan.compact;
-  const int32_t k = *k_in_out;
-  const bool nonzero = g != 0.0f;
-  if (!nonzero && k == 0) return 0.0f;
-  const int32_t kg = nonzero ? GradientEighths(g) - 4 * plan.exponent + 127 : 0;
-  int32_t grown;
-  float size = 0.0f;
-  if (k > 0) {
-    const int32_t d =
-        std::min(std::max(kg - k, -kCompactReach), kCompactReach) + kCompactReach;
-    const int32_t u = static_cast<int32_t>(RandomBits(plan.compact_key, index) >> 12);
-    const int32_t growth = nonzero ? tables.growth[d] : tables.decay;
-    grown =
-        std::max(1, ((k << kCompactFractionBits) + growth + u) >> kCompactFractionBits);
-    if (nonzero) size = tables.over_root[d] * plan.root;
-  } else {
-    grown = std::max(1, kg + tables.first);
-    size = plan.start;
+  const int32_t k = *k_in_out <= 127 ? *k_in_out : 0;
+  int32_t added = kCompactLowest;  // k of (1-beta) g^2
+  if (g != 0.0f) {
+    added = GradientEighths(tables, g) + tables.first - 4 * plan.exponent + 127;
+    added = std::min(std::max(added, kCompactLowest), kCompactLargest);
   }
-  *k_in_out = static_cast<uint8_t>(std::min(grown, 255));
-  size = std::min(size, plan.g_bound);
-  return g < 0.0f ? -size : size;
+  int32_t grown = 0;
+  if (k > 0) {
+    const int32_t x = std::min(std::max(added - k, kCompactLowest), kCompactHighest);
+    const int32_t u = static_cast<int32_t>(CompactDraw(plan.compact_key, index));
+    const int32_t growth = tables.growth[x - kCompactLowest] + u;
+    grown = std::max(k + (growth >> kCompactFractionBits), 1);
+  }
+  grown = std::max(grown, added);
+  *k_in_out = static_cast<uint8_t>(grown);
+  if (grown == 0) return 0.0f;
+  // 1 / sqrt(v / (1 - beta^t)), a normal number for every exponent that can be.
+  const int32_t z = 127 - 4 * plan.exponent - grown;
+  const float mantissa = tables.eighths->decode[z & 7] * plan.root;
+  const float over_root =
+      FromBits(Bits(mantissa) + (static_cast<uint32_t>(z >> 3) << 23));
+  return NoTiny(Clip(g * over_root, plan.g_bound));
 }
 
 // By how many octaves the tensor's exponent must rise, given its largest k; 0 for none.
-inline int32_t CompactShift(int32_t largest) {
+LNS_INLINE int32_t CompactShift(int32_t largest, int32_t exponent) {
   if (largest <= 127 && (largest == 0 || largest >= 115)) return 0;
-  return -((127 - largest) >> 2) + 1;  // ceil((largest - 127) / 4) + 1
+  const int32_t shift = -((127 - largest) >> 2) + 1;  // ceil((largest - 127) / 4) + 1
+  return std::max(shift, kCompactLowestExponent - exponent);
 }
 
-inline uint8_t ShiftCompact(uint8_t k, int32_t shift) {
+LNS_INLINE uint8_t ShiftCompact(uint8_t k, int32_t shift) {
   if (k == 0) return 0;
   return static_cast<uint8_t>(std::min(std::max(k - 4 * shift, 1), 127));
 }
 
 // The code after a step with g_hat. `index` is the flat index, for the random draw.
-inline int32_t StepCode(const MadamPlan& plan, int32_t code, float g_hat,
+LNS_INLINE int32_t StepCode(const MadamPlan& plan, int32_t code, float g_hat,
                         uint64_t index) {
   if (code == 0) return 0;
   if (plan.round_gradient) g_hat = std::nearbyint(g_hat);
@@ -223,7 +207,7 @@ inline int32_t StepCode(const MadamPlan& plan, int32_t code, float g_hat,
 }
 
 // The float32 step of a variable that is no LNS weight.
-inline float AdditiveStep(const MadamPlan& plan, float w, float g_hat) {
+LNS_INLINE float AdditiveStep(const MadamPlan& plan, float w, float g_hat) {
   constexpr float kMax = std::numeric_limits<float>::max();
   w = NoTiny(w);
   const float decay = NoTiny(Clip(plan.weight_decay * w, kMax));

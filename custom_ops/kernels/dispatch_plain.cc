@@ -78,9 +78,9 @@ const MadamKernels& Madam() {
 #if defined(__x86_64__)
   switch (SelectedInstructionSet()) {
     case InstructionSet::kAvx512:
-      return kMadamAvx512;
+      return kMadamPlain;
     case InstructionSet::kAvx2:
-      return kMadamAvx2;
+      return kMadamPlain;
     default:
       return kMadamPlain;
   }

@@ -1,4 +1,1 @@
-#if defined(__x86_64__)
-#define kMadamPlain kMadamAvx512
-#include "kernels/madam_plain.cc"
-#endif
+// Not vectorised yet: dispatch_plain.cc takes the plain kernels.

@@ -149,7 +149,9 @@ class ApplyMadamOp : public OpKernel {
       if (*tensor_exponent == kNoExponent)
         FindExponent(ctx, g, view, grad, tensor_exponent);
       // Still none: no gradient yet, and no byte of v will move.
-      plan.exponent = *tensor_exponent == kNoExponent ? 0 : *tensor_exponent;
+      const int32_t known = *tensor_exponent == kNoExponent ? 0 : *tensor_exponent;
+      plan.exponent =
+          std::min(std::max(known, kCompactLowestExponent), kCompactHighestExponent);
     }
 
     char* weights = static_cast<char*>(weight->tensor()->data());
@@ -203,9 +205,9 @@ class ApplyMadamOp : public OpKernel {
     });
     nonfinite->scalar<int64_t>()() = bad.load();
     if (compact) {
-      const int32_t shift = CompactShift(largest.load());
+      const int32_t shift = CompactShift(largest.load(), plan.exponent);
       if (shift != 0) {
-        *tensor_exponent += shift;
+        *tensor_exponent = plan.exponent + shift;
         Parallel(ctx, grad.NumElements(), 0.1, [&](int64_t begin, int64_t end) {
           Madam().shift_compact(reinterpret_cast<uint8_t*>(moments) + begin, shift,
                                 end - begin);
