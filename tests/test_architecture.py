@@ -22,7 +22,9 @@ def python_modules():
 def documented(section):
     """The `names` in the second last column of a section's table."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    body = re.search(rf"^## {re.escape(section)}.*?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
+    body = re.search(
+        rf"^## {re.escape(section)}.*?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
+    )[1]
     rows = [line.split("|") for line in body.splitlines() if line.startswith("|")]
     names = [re.fullmatch(r"\s*`([\w./]+)`\s*", row[-3]) for row in rows]
     return [name[1] for name in names if name]
