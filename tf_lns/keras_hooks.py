@@ -1,0 +1,160 @@
+"""Every private hook of TensorFlow and Keras that tf_lns relies on, and nothing else.
+
+`tests/test_keras_hooks.py` checks each one and fails loudly when a release changes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow.core.framework import types_pb2
+from tensorflow.python.eager import record
+from tensorflow.python.framework import auto_control_deps_utils, cpp_shape_inference_pb2
+from tensorflow.python.framework import tensor_shape as tf_tensor_shape
+from tensorflow.python.ops import resource_variable_ops
+from tensorflow.python.ops.parallel_for import pfor as parallel_for
+
+BaseResourceVariable = resource_variable_ops.BaseResourceVariable
+"""Base of every `tf.Variable` that lives behind a handle."""
+
+variable_accessed = resource_variable_ops.variable_accessed
+"""Tells gradient tapes and function graphs that a variable was read."""
+
+get_handle_data = resource_variable_ops.get_eager_safe_handle_data
+"""What a handle says of the shape and dtype behind it."""
+
+
+def float_alias(handle: tf.Tensor, shape: Any) -> tf.Tensor:
+    """A second handle of the same resource, which says that float32 of `shape` is behind it.
+
+    Gradient tapes and control flow look only at what a handle says: through the alias an
+    integer variable takes part in differentiation as a float one does.
+    """
+    alias = tf.identity(handle)
+    data = cpp_shape_inference_pb2.CppShapeInferenceResult.HandleData()
+    data.is_set = True
+    data.shape_and_type.append(
+        cpp_shape_inference_pb2.CppShapeInferenceResult.HandleShapeAndType(
+            shape=tf_tensor_shape.as_shape(shape).as_proto(), dtype=types_pb2.DT_FLOAT
+        )
+    )
+    alias._handle_data = data
+    return alias
+
+
+def record_read(value: tf.Tensor, handle: tf.Tensor) -> None:
+    """Records a read on the tapes, so that it leads to `handle` even inside control flow."""
+    record.record_operation(
+        "LnsReadVariable", [value], [handle], lambda grad: [grad], lambda grad: [grad]
+    )
+
+
+@contextlib.contextmanager
+def late_creation() -> Iterator[None]:
+    """Outside of the function being traced, where variables may be made at any trace.
+
+    `tf.function` forbids new variables after its first trace, through a creator scope that
+    reaches into `tf.init_scope`.
+    """
+    with tf.init_scope():
+        graph = tf.compat.v1.get_default_graph()
+        creators = graph._thread_local._variable_creator_stack
+        graph._thread_local._variable_creator_stack = []
+        try:
+            yield
+        finally:
+            graph._thread_local._variable_creator_stack = creators
+
+
+def register_read_only(op_name: str) -> None:
+    """Declares that an op only reads its resource: reads are not ordered among themselves."""
+    auto_control_deps_utils.register_read_only_resource_op(op_name)
+
+
+def register_unvectorized(op_name: str) -> None:
+    """Lets `tf.vectorized_map` and jacobians pass an op whose inputs do not vary."""
+
+    @parallel_for.RegisterPFor(op_name)
+    def _convert(pfor_input: Any) -> Any:
+        raise ValueError(f"{op_name} cannot run inside tf.vectorized_map on a varying handle.")
+
+
+# ---------------------------------------------------------------------------------------
+# Keras
+# ---------------------------------------------------------------------------------------
+
+
+def variable_lists(layer: keras.layers.Layer) -> list[list]:
+    """The lists in which a layer keeps its own variables."""
+    return [layer._trainable_variables, layer._non_trainable_variables]
+
+
+@contextlib.contextmanager
+def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
+    """Lets a built layer take on variables or attributes."""
+    tracker = layer._tracker
+    locked, message = tracker.locked, tracker._lock_violation_msg
+    tracker.unlock()
+    try:
+        yield
+    finally:
+        if locked:
+            tracker.lock(message)
+
+
+def replace_variable(layer: keras.layers.Layer, old: keras.Variable, new: keras.Variable) -> None:
+    """Puts `new` where `old` stands: in the layer's attributes, lists and trackers.
+
+    By identity, not by name: `Dense.kernel` is a property over `_kernel`, other layers keep
+    lists of variables.
+    """
+    with unlocked(layer):
+        for variables in variable_lists(layer):
+            for i, variable in enumerate(variables):
+                if variable is old:
+                    list.__setitem__(variables, i, new)
+        tracker = layer._tracker
+        for store in tracker.stored_ids.values():
+            if id(old) in store:
+                store.discard(id(old))
+                store.add(id(new))
+        for name, value in list(vars(layer).items()):
+            if value is old:
+                object.__setattr__(layer, name, new)
+                if isinstance(layer, tf.__internal__.tracking.Trackable):
+                    layer._track_trackable(new, name, overwrite=True)
+            elif isinstance(value, list) and name not in (
+                "_trainable_variables",
+                "_non_trainable_variables",
+            ):
+                for i, item in enumerate(value):
+                    if item is old:
+                        list.__setitem__(value, i, new)
+
+
+def forget_functions(model: keras.Model) -> None:
+    """Drops a model's traced train, test and predict functions."""
+    model.train_function = None
+    model.test_function = None
+    model.predict_function = None
+
+
+def use_weight_decay(optimizer: keras.optimizers.Optimizer, variable: Any) -> bool:
+    """Whether `exclude_from_weight_decay` leaves a variable in."""
+    return optimizer._use_weight_decay(variable)
+
+
+def variable_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
+    """Position of a variable among those the optimizer was built for."""
+    return optimizer._get_variable_index(variable)
+
+
+class FusedWeightDecay:
+    """Optimizer mixin: weight decay is part of the update, not a pass before it."""
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Nothing: `update_step` folds the decay in."""

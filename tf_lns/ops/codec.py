@@ -1,0 +1,308 @@
+"""Encode, decode, requantize and quantize tensors: the compiled ops behind checked wrappers.
+
+Each equals the function of the same name in `tf_lns.reference` bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_lns.formats import LNSFormat
+from tf_lns.ops import gradients as _gradients  # noqa: F401  (registers the gradients)
+from tf_lns.ops.call import (
+    ROUNDINGS,
+    UNDERFLOWS,
+    call,
+    choice,
+    code_tensor,
+    float_tensor,
+    scale_layout,
+    scale_tensor,
+    seed_tensor,
+)
+
+FormatLike = LNSFormat | str | tuple | list | dict
+Axis = int | Sequence[int] | None
+
+
+def _attributes(format: LNSFormat, rounding: str, underflow: str) -> dict[str, Any]:
+    return {
+        "bits": format.bits,
+        "base_factor": format.base_factor,
+        "rounding": choice(rounding, "rounding", ROUNDINGS),
+        "underflow": choice(underflow, "underflow", UNDERFLOWS),
+    }
+
+
+def encode(
+    x: Any,
+    scale: Any,
+    format: FormatLike,
+    rounding: str = "nearest",
+    underflow: str = "clamp",
+    seed: Any = None,
+    axis: Axis = None,
+    vector_size: int | None = None,
+) -> tf.Tensor:
+    """Float to codes, rounding in the log domain.
+
+    ``e = clamp(round(base_factor * log2(|x| / scale)), 0, L-1)``, ``code = sign(x) (e + 1)``.
+    Denormals count as zero, Inf saturates. There is no gradient: codes are integers.
+
+    Args:
+        x: Float tensor of any shape (computed in float32).
+        scale: Smallest non-zero magnitude, finite and at least 2**-126: a scalar; with
+            `axis`, one per index along it; with `vector_size` too, one for every
+            `vector_size` consecutive elements along `axis`.
+        format: `LNSFormat`, or a short form such as "lns8:8".
+        rounding: "nearest", or "stochastic": ``e = floor(base_factor log2(|x|/scale) + u)``.
+        underflow: "clamp" keeps small non-zero values at the smallest magnitude (the paper),
+            "flush" makes values below scale / 2 zero.
+        seed: Integer seed of stochastic rounding. The same seed gives the same codes on every
+            device; None draws one from `tf.random`.
+        axis: Channel axis, or several neighbouring ones.
+        vector_size: Elements that share a scale along `axis`.
+
+    Returns:
+        tf.int8 (up to 8 bits) or tf.int16 codes of x's shape.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range.
+        tf.errors.InvalidArgumentError: x holds NaN, or the scale is not a finite normal
+            number of the right shape.
+    """
+    format = LNSFormat.get(format)
+    x, _ = float_tensor(x, "x")
+    return call(
+        "lns_encode",
+        x,
+        scale_tensor(scale),
+        seed_tensor(seed, rounding),
+        Tcode=tf.as_dtype(format.dtype),
+        **scale_layout(axis, vector_size, x.shape.rank),
+        **_attributes(format, rounding, underflow),
+    )
+
+
+def decode(
+    codes: Any,
+    scale: Any,
+    format: FormatLike,
+    axis: Axis = None,
+    vector_size: int | None = None,
+) -> tf.Tensor:
+    """Codes to float32: ``sign(c) * scale * 2**((|c| - 1) / base_factor)``, 0 for code 0.
+
+    Args:
+        codes: Tensor of the format's dtype.
+        scale: As in `encode`.
+        format: `LNSFormat`, or its short form.
+        axis: As in `encode`.
+        vector_size: As in `encode`.
+
+    Returns:
+        float32 tensor of the shape of `codes`.
+
+    Raises:
+        TypeError: `codes` has another dtype than the format's.
+        tf.errors.InvalidArgumentError: A code lies outside -L..L.
+    """
+    format = LNSFormat.get(format)
+    codes = code_tensor(codes, format)
+    return call(
+        "lns_decode",
+        codes,
+        scale_tensor(scale),
+        bits=format.bits,
+        base_factor=format.base_factor,
+        **scale_layout(axis, vector_size, codes.shape.rank),
+    )
+
+
+def requantize(codes: Any, from_format: FormatLike, to_format: FormatLike) -> tf.Tensor:
+    """Changes the format of codes by integer arithmetic, the top of the range kept.
+
+    The scale changes with it: `requantize_scale`.
+
+    Args:
+        codes: Tensor of `from_format`'s dtype.
+        from_format: Format of `codes`.
+        to_format: Format wanted.
+
+    Returns:
+        Codes in `to_format`, of its dtype.
+
+    Raises:
+        TypeError: `codes` has another dtype than `from_format`'s.
+        tf.errors.InvalidArgumentError: A code lies outside -L..L.
+    """
+    from_format, to_format = LNSFormat.get(from_format), LNSFormat.get(to_format)
+    return call(
+        "lns_requantize",
+        code_tensor(codes, from_format),
+        Tto=tf.as_dtype(to_format.dtype),
+        from_bits=from_format.bits,
+        from_base_factor=from_format.base_factor,
+        to_bits=to_format.bits,
+        to_base_factor=to_format.base_factor,
+    )
+
+
+def requantize_scale(scale: Any, from_format: FormatLike, to_format: FormatLike) -> tf.Tensor:
+    """Scale of codes after `requantize`, ``scale * 2**(octaves_from - octaves_to)``."""
+    from_format, to_format = LNSFormat.get(from_format), LNSFormat.get(to_format)
+    factor = tf.constant(2.0 ** (from_format.octaves - to_format.octaves), tf.float32)
+    return tf.maximum(scale_tensor(scale) * factor, tf.constant(2.0**-126, tf.float32))
+
+
+def scale_of(
+    x: Any,
+    format: FormatLike,
+    axis: Axis = None,
+    vector_size: int | None = None,
+    power_of_two: bool = False,
+) -> tf.Tensor:
+    """The scale that puts the largest magnitude of x at the top of the range.
+
+    ``float32(max|x| * float32(2**-octaves))``, at least 2**-126; 1 where all is zero. NaN, Inf
+    and denormals do not take part.
+
+    Args:
+        x: Float tensor.
+        format: `LNSFormat`, or its short form.
+        axis: As in `encode`.
+        vector_size: As in `encode`.
+        power_of_two: Round up to a power of two.
+
+    Returns:
+        float32 scale, of the shape that `axis` and `vector_size` say.
+    """
+    format = LNSFormat.get(format)
+    x, _ = float_tensor(x, "x")
+    return call(
+        "lns_scale",
+        x,
+        bits=format.bits,
+        base_factor=format.base_factor,
+        power_of_two=bool(power_of_two),
+        **scale_layout(axis, vector_size, x.shape.rank),
+    )
+
+
+def quantize_with_scale(
+    x: Any,
+    format: FormatLike,
+    axis: Axis = None,
+    vector_size: int | None = None,
+    rounding: str = "nearest",
+    underflow: str = "clamp",
+    power_of_two: bool = False,
+    seed: Any = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`quantize` under the scale of x itself, which is returned too.
+
+    Returns:
+        ``(y, scale)``; see `quantize` and `scale_of`.
+    """
+    format = LNSFormat.get(format)
+    x, dtype = float_tensor(x, "x")
+    y, scale = call(
+        "lns_quantize_dynamic",
+        x,
+        seed_tensor(seed, rounding),
+        power_of_two=bool(power_of_two),
+        **scale_layout(axis, vector_size, x.shape.rank),
+        **_attributes(format, rounding, underflow),
+    )
+    return tf.cast(y, dtype), scale
+
+
+def quantize(
+    x: Any,
+    format: FormatLike,
+    scale: Any = None,
+    axis: Axis = None,
+    vector_size: int | None = None,
+    rounding: str = "nearest",
+    underflow: str = "clamp",
+    power_of_two: bool = False,
+    seed: Any = None,
+) -> tf.Tensor:
+    """Float to the nearest value of a format, still as float: encode and decode in one pass.
+
+    The gradient passes straight through. NaN passes through (so that `TerminateOnNaN` keeps
+    working), Inf saturates. Float16 and bfloat16 tensors are quantized in float32 and cast
+    back, which rounds the values of the format to that dtype.
+
+    Args:
+        x: Float tensor.
+        format: `LNSFormat`, or its short form.
+        scale: As in `encode`; None takes it from the largest magnitudes of x.
+        axis: As in `encode`.
+        vector_size: As in `encode`.
+        rounding: As in `encode`.
+        underflow: As in `encode`.
+        power_of_two: Round a scale taken from x up to a power of two.
+        seed: As in `encode`.
+
+    Returns:
+        Tensor like x.
+    """
+    if scale is None:
+        y, _ = quantize_with_scale(
+            x, format, axis, vector_size, rounding, underflow, power_of_two, seed
+        )
+        return y
+    format = LNSFormat.get(format)
+    x, dtype = float_tensor(x, "x")
+    y = call(
+        "lns_quantize",
+        x,
+        scale_tensor(scale),
+        seed_tensor(seed, rounding),
+        **scale_layout(axis, vector_size, x.shape.rank),
+        **_attributes(format, rounding, underflow),
+    )
+    return tf.cast(y, dtype)
+
+
+def quantize_gradient(
+    x: Any,
+    format: FormatLike,
+    axis: Axis = None,
+    vector_size: int | None = None,
+    rounding: str = "nearest",
+    underflow: str = "clamp",
+    power_of_two: bool = False,
+) -> tf.Tensor:
+    """The identity, whose gradient is quantized: ``dx = quantize(dy, format, ...)``.
+
+    Args:
+        x: Float tensor.
+        format: Format of the gradient (the paper's errors).
+        axis: As in `quantize`, of the gradient's scale.
+        vector_size: As in `quantize`.
+        rounding: As in `quantize`; "stochastic" draws a fresh seed from `tf.random`.
+        underflow: As in `quantize`.
+        power_of_two: As in `quantize`.
+
+    Returns:
+        x.
+    """
+    format = LNSFormat.get(format)
+    x = tf.convert_to_tensor(x)
+    if x.dtype == tf.float64:
+        x = tf.cast(x, tf.float32)
+    elif x.dtype not in (tf.float16, tf.bfloat16, tf.float32):
+        float_tensor(x, "x")  # raises
+    return call(
+        "lns_quantize_gradient",
+        x,
+        power_of_two=bool(power_of_two),
+        **scale_layout(axis, vector_size, x.shape.rank),
+        **_attributes(format, rounding, underflow),
+    )

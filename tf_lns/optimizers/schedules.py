@@ -1,0 +1,59 @@
+"""Learning-rate schedules."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="tf_lns")
+class InverseSqrtDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """``initial_learning_rate / sqrt(1 + step / decay_steps)``, the default of `LNSMadam`.
+
+    Args:
+        initial_learning_rate: Rate at step 0.
+        decay_steps: Steps after which the rate has fallen to ``1 / sqrt(2)`` of it.
+        name: Name of the schedule's ops.
+
+    Raises:
+        ValueError: An argument is not positive.
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float = 2.0**-4,
+        decay_steps: float = 200,
+        name: str = "inverse_sqrt_decay",
+    ):
+        super().__init__()
+        for argument, value in (
+            ("initial_learning_rate", initial_learning_rate),
+            ("decay_steps", decay_steps),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(
+                    f"`{argument}` must be a positive number. Received: {argument}={value!r}"
+                )
+        self.initial_learning_rate = float(initial_learning_rate)
+        self.decay_steps = decay_steps
+        self.name = name
+
+    def __call__(self, step):
+        """The rate at `step`, counted from 0."""
+        with keras.name_scope(self.name):
+            progress = ops.cast(step, "float32") / self.decay_steps
+            return self.initial_learning_rate * ops.rsqrt(1.0 + progress)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {
+            "initial_learning_rate": self.initial_learning_rate,
+            "decay_steps": self.decay_steps,
+            "name": self.name,
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"InverseSqrtDecay(initial_learning_rate={self.initial_learning_rate:g}, "
+            f"decay_steps={self.decay_steps:g})"
+        )

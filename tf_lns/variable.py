@@ -1,0 +1,436 @@
+"""Weights whose only storage is integers: codes plus one scale.
+
+`LNSCell` is what TensorFlow sees, a `tf.Variable` of dtype float32 whose memory holds int8 or
+int16 codes. `LNSVariable` is what Keras sees. Reading decodes, assigning encodes; gradients,
+control flow and compiled functions treat both as float variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_lns import keras_hooks, reference
+from tf_lns.formats import LNSFormat
+from tf_lns.ops.variable import assign_variable, read_variable
+
+keras_hooks.register_read_only("LnsReadVariable")
+keras_hooks.register_unvectorized("LnsReadVariable")
+
+DEFAULT_STORAGE = LNSFormat(16, 2048)
+
+_forward = threading.local()
+
+
+@contextlib.contextmanager
+def forward_reads() -> Iterator[None]:
+    """Inside, `LNSVariable.value` is the weight as the forward pass sees it: Q_W of it."""
+    previous = getattr(_forward, "on", False)
+    _forward.on = True
+    try:
+        yield
+    finally:
+        _forward.on = previous
+
+
+@contextlib.contextmanager
+def stored_reads() -> Iterator[None]:
+    """Inside, `LNSVariable.value` is the stored weight, also within `forward_reads`."""
+    previous = getattr(_forward, "on", False)
+    _forward.on = False
+    try:
+        yield
+    finally:
+        _forward.on = previous
+
+
+def weight_scale(values: np.ndarray, storage: LNSFormat) -> np.float32:
+    """`reference.weight_scale` in pieces, so that no float64 copy of the weight is made.
+
+    Raises:
+        ValueError: `values` are not all finite.
+    """
+    flat = np.asarray(values, np.float32).reshape(-1)
+    if not np.isfinite(np.sum(np.abs(flat), dtype=np.float64)):
+        raise ValueError("Weights must be finite to be stored in LNS. Received: NaN or Inf.")
+    largest, squares = 0.0, 0.0
+    piece = 1 << 20
+    for start in range(0, flat.size, piece):
+        part = flat[start : start + piece].astype(np.float64)
+        largest = max(largest, float(np.max(np.abs(part))))
+        squares += float(np.dot(part, part))
+    rms = (squares / max(flat.size, 1)) ** 0.5
+    return reference.weight_scale_from(rms, largest, storage)
+
+
+class LNSCell(keras_hooks.BaseResourceVariable):
+    """A float32 `tf.Variable` whose memory holds LNS codes.
+
+    Args:
+        codes: `tf.Variable` of int8 or int16 codes.
+        scale: `tf.Variable`, float32 scalar.
+        storage: Format of the codes.
+        name: Name of the variable.
+        trainable: Whether gradient tapes watch it.
+    """
+
+    def __init__(
+        self,
+        codes: tf.Variable,
+        scale: tf.Variable,
+        storage: LNSFormat,
+        name: str,
+        trainable: bool = True,
+        aggregation: Any = None,
+        synchronization: Any = None,
+    ):
+        with tf.init_scope():
+            handle = keras_hooks.float_alias(codes.handle, codes.shape)
+        super().__init__(
+            trainable=trainable,
+            shape=codes.shape,
+            dtype=tf.float32,
+            handle=handle,
+            name=name,
+            handle_name=name,
+            unique_id=codes._unique_id + "_lns",
+            aggregation=aggregation,
+            synchronization=synchronization,
+        )
+        self.codes = codes
+        self.scale = scale
+        self.storage = storage
+        # The next three say how layers and optimizers treat the weight.
+        self.seen: LNSFormat | None = None
+        self.gradient_format: LNSFormat | None = None
+        self.gradient_options: dict[str, Any] = {}
+
+    def read(self, seen: LNSFormat | None = None) -> tf.Tensor:
+        """The weight as float32, in its storage format or as format `seen` shows it."""
+        keras_hooks.variable_accessed(self)
+        value = read_variable(self.handle, self.scale.read_value(), self.storage, seen)
+        value.set_shape(self.shape)
+        if not tf.executing_eagerly():
+            keras_hooks.record_read(value, self.handle)
+        return value
+
+    def _read_variable_op(self, no_copy: bool = False) -> tf.Tensor:
+        return self.read()
+
+    def assign(self, value, use_locking=None, name=None, read_value=True):
+        """Encodes `value` under the present scale."""
+        return self.assign_rounded(value)
+
+    def assign_rounded(self, value: Any, rounding: str = "nearest", seed: Any = None) -> LNSCell:
+        """`assign` with a choice of rounding."""
+        value = tf.cast(tf.convert_to_tensor(value), tf.float32)
+        assign_variable(
+            self.handle, self.scale.read_value(), value, self.storage, rounding, seed
+        )
+        return self
+
+    def assign_add(self, delta, use_locking=None, name=None, read_value=True):
+        """Reads, adds in float32 and encodes."""
+        return self.assign(self.read() + tf.cast(tf.convert_to_tensor(delta), tf.float32))
+
+    def assign_sub(self, delta, use_locking=None, name=None, read_value=True):
+        """Reads, subtracts in float32 and encodes."""
+        return self.assign(self.read() - tf.cast(tf.convert_to_tensor(delta), tf.float32))
+
+    def sparse_read(self, indices, name=None):
+        """Rows of the decoded weight."""
+        return tf.gather(self.read(), indices)
+
+    def gather_nd(self, indices, name=None):
+        """Elements of the decoded weight."""
+        return tf.gather_nd(self.read(), indices)
+
+    def scatter_add(self, sparse_delta, use_locking=False, name=None):
+        """Adds rows in float32 and encodes."""
+        return self.assign_add(tf.convert_to_tensor(sparse_delta))
+
+    def scatter_sub(self, sparse_delta, use_locking=False, name=None):
+        """Subtracts rows in float32 and encodes."""
+        return self.assign_sub(tf.convert_to_tensor(sparse_delta))
+
+    def scatter_update(self, sparse_delta, use_locking=False, name=None):
+        """Replaces rows and encodes."""
+        rows = tf.expand_dims(sparse_delta.indices, -1)
+        return self.assign(tf.tensor_scatter_nd_update(self.read(), rows, sparse_delta.values))
+
+    @property
+    def _shared_name(self) -> str:
+        return self.codes._shared_name
+
+    def is_initialized(self, name=None):
+        """Whether the variable of codes has been initialized."""
+        return self.codes.is_initialized(name)
+
+    def __deepcopy__(self, memo: dict) -> LNSCell:
+        copy = LNSCell(
+            codes=tf.Variable(self.codes.read_value(), trainable=False),
+            scale=tf.Variable(self.scale.read_value(), trainable=False),
+            storage=self.storage,
+            name=self._handle_name.removesuffix(":0"),
+            trainable=self.trainable,
+        )
+        copy.seen = self.seen
+        copy.gradient_format = self.gradient_format
+        copy.gradient_options = dict(self.gradient_options)
+        memo[id(self)] = copy
+        return copy
+
+    def _serialize_to_tensors(self) -> dict[str, Any]:
+        return self.codes._serialize_to_tensors()
+
+    def _restore_from_tensors(self, restored_tensors: dict) -> Any:
+        return self.codes._restore_from_tensors(restored_tensors)
+
+    def _export_to_saved_model_graph(
+        self, object_map=None, tensor_map=None, options=None, **kwargs
+    ):
+        handles = self.codes._export_to_saved_model_graph(
+            object_map, tensor_map, options, **kwargs
+        )
+        object_map[self] = object_map[self.codes]
+        tensor_map[self.handle] = tensor_map[self.codes.handle]
+        return [*handles, self.handle]
+
+    def _write_object_proto(self, proto, options) -> None:
+        self.codes._write_object_proto(proto, options)
+
+    def _copy_trackable_to_cpu(self, object_map) -> None:
+        self.codes._copy_trackable_to_cpu(object_map)
+        object_map[self] = object_map[self.codes]
+
+    def __repr__(self) -> str:
+        return f"<LNSCell name={self._handle_name!r} shape={self.shape} storage={self.storage}>"
+
+
+class LNSVariable(keras.Variable):
+    """A Keras variable whose only storage is int8 or int16 codes and one scale.
+
+    It stands wherever a `keras.Variable` does: its dtype is float32, its value is decoded when
+    read and encoded when assigned. The scale is a power of two, chosen once from the initial
+    values (`reference.weight_scale`), so every weight lies on one lattice and a float32 value
+    identifies its code: `get_weights`, `set_weights` and plain files round-trip exactly.
+
+    Small non-zero values never become zero. An assignment outside of a traced function whose
+    values do not fit the range chooses a new scale; inside, values saturate.
+
+    Args:
+        initializer: Initial values: array, tensor, or a callable of (shape, dtype).
+        shape: Shape; required with a callable.
+        dtype: Must be float32 (or None).
+        format: Storage format, `LNSFormat` or its short form.
+        **kwargs: As in `keras.Variable`.
+
+    Attributes:
+        codes: int8 or int16 array of the codes, a copy.
+        scale: float32 NumPy scalar.
+        format: The storage `LNSFormat`.
+
+    Raises:
+        ValueError: The initial values are not finite, or the dtype is not float32.
+    """
+
+    def __init__(
+        self,
+        initializer,
+        shape=None,
+        dtype=None,
+        trainable=True,
+        autocast=True,
+        aggregation="none",
+        synchronization="auto",
+        name=None,
+        format: LNSFormat | str = DEFAULT_STORAGE,
+        **kwargs,
+    ):
+        if dtype is not None and keras.backend.standardize_dtype(dtype) != "float32":
+            raise ValueError(
+                f"An LNSVariable reads as float32; `dtype` must be that. Received: dtype={dtype}"
+            )
+        self._format = LNSFormat.get(format)
+        if not callable(initializer) and not isinstance(initializer, str):
+            initializer = tf.cast(tf.convert_to_tensor(initializer), tf.float32)
+        super().__init__(
+            initializer,
+            shape=shape,
+            dtype="float32",
+            trainable=trainable,
+            autocast=autocast,
+            aggregation=aggregation,
+            synchronization=synchronization,
+            name=name,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_variable(cls, variable: keras.Variable, format: LNSFormat) -> LNSVariable:
+        """An LNS variable with the values, name, path and settings of a float variable."""
+        new = cls(
+            variable.value,
+            trainable=variable.trainable,
+            autocast=variable._autocast,
+            aggregation=variable.aggregation,
+            synchronization=variable.synchronization,
+            name=variable.name,
+            format=format,
+        )
+        new._path = variable.path
+        new.regularizer = variable.regularizer
+        new.constraint = variable.constraint
+        new.overwrite_with_gradient = variable.overwrite_with_gradient
+        return new
+
+    # --- Storage ---------------------------------------------------------------------
+
+    def _initialize(self, value: Any) -> None:
+        with tf.init_scope():
+            values = np.asarray(value() if callable(value) else value, np.float32)
+            scale = weight_scale(values, self._format)
+            codes = tf.Variable(
+                lambda: tf.zeros(values.shape, self._format.dtype),
+                trainable=False,
+                dtype=self._format.dtype,
+                name=self.name,
+            )
+            self._value = LNSCell(
+                codes=codes,
+                scale=tf.Variable(scale, trainable=False, name=f"{self.name}_scale"),
+                storage=self._format,
+                name=self.name,
+                trainable=self.trainable,
+                aggregation=self._map_aggregation(self.aggregation),
+                synchronization=self._map_synchronization(self.synchronization),
+            )
+            self._value.assign(values)
+
+    @property
+    def cell(self) -> LNSCell:
+        """The `tf.Variable` behind this variable."""
+        return self._value
+
+    @property
+    def format(self) -> LNSFormat:
+        """Storage format of the codes."""
+        return self._format
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The stored codes, an int8 or int16 array (a copy)."""
+        return self._value.codes.numpy()
+
+    @property
+    def scale(self) -> np.float32:
+        """The scale, the smallest non-zero magnitude."""
+        return np.float32(self._value.scale.numpy())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the codes and the scale take."""
+        return int(np.prod(self.shape)) * self._format.itemsize + 4
+
+    # --- Keras -----------------------------------------------------------------------
+
+    @property
+    def value(self) -> Any:
+        """The weight: the cell, or inside a layer's call the float32 tensor Q_W(w)."""
+        if getattr(_forward, "on", False) and self._value.seen is not None:
+            return self._maybe_autocast(self._value.read(self._value.seen))
+        return super().value
+
+    @property
+    def handle(self) -> tf.Tensor:
+        """The handle that gradient tapes know."""
+        return self._value.handle
+
+    def numpy(self) -> np.ndarray:
+        """The stored weight, decoded to float32."""
+        return self._value.numpy()
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.numpy(), dtype=dtype)
+
+    def _direct_assign(self, value: Any) -> None:
+        value = tf.cast(value, tf.float32)
+        if tf.executing_eagerly() and tf.inside_function() is False:
+            self._fit_scale(value)
+        self._value.assign(value)
+
+    def _fit_scale(self, value: tf.Tensor) -> None:
+        """Chooses a new scale where `value` would be clipped, or lies far below the range."""
+        if not bool(tf.reduce_all(tf.math.is_finite(value))):
+            return  # the assignment itself will refuse it
+        wanted, present = weight_scale(value.numpy(), self._format), self.scale
+        if bool(tf.reduce_any(value != 0)) and not present / 16 <= wanted <= present:
+            self._value.scale.assign(wanted)
+
+    def assign_codes(self, codes: np.ndarray, scale: Any) -> None:
+        """Sets codes and scale as they are.
+
+        Args:
+            codes: Integer array of the variable's shape, in -L..L.
+            scale: Finite normal float32.
+
+        Raises:
+            ValueError: The shape is wrong, a code is out of range or the scale is invalid.
+        """
+        codes, scale = np.asarray(codes), np.asarray(scale, np.float32)
+        if not np.issubdtype(codes.dtype, np.integer):
+            raise ValueError(f"`codes` must be integers. Received: dtype {codes.dtype}")
+        if codes.shape != tuple(self.shape):
+            raise ValueError(
+                f"`codes` must have shape {tuple(self.shape)}. Received: {codes.shape}"
+            )
+        if codes.size and np.abs(codes.astype(np.int32)).max() > self._format.max_code:
+            raise ValueError(
+                f"`codes` must lie in -{self._format.max_code}..{self._format.max_code} for "
+                f"{self._format}. Received: {codes.min()}..{codes.max()}"
+            )
+        if scale.shape != () or not np.isfinite(scale) or scale < reference.MIN_NORMAL:
+            raise ValueError(f"`scale` must be finite and at least 2**-126. Received: {scale}")
+        self._value.codes.assign(codes.astype(self._format.dtype))
+        self._value.scale.assign(scale)
+
+    @property
+    def constraint(self) -> Any:
+        """A constraint on the weight; only those that keep weights on the grid are possible."""
+        return self._constraint
+
+    @constraint.setter
+    def constraint(self, value: Any) -> None:
+        if value is not None and not getattr(value, "keeps_lns_grid", False):
+            raise ValueError(
+                "A constraint moves weights off the grid of an integer weight and cannot hold "
+                f"there. Received: constraint={value!r} for {self.path}. Leave the layer float "
+                "(LNSConfig overrides), drop the constraint, or set `keeps_lns_grid = True` on "
+                "a constraint whose result lies on the grid."
+            )
+        self._constraint = value
+
+    def __repr__(self) -> str:
+        return (
+            f"<LNSVariable path={self.path}, shape={tuple(self.shape)}, format={self._format}, "
+            f"scale=2**{int(np.log2(self.scale))}>"
+        )
+
+    def __deepcopy__(self, memo: dict) -> LNSVariable:
+        new = type(self)(
+            self.numpy(), trainable=self.trainable, name=self.name, format=self._format
+        )
+        new._path = self._path
+        new.assign_codes(self.codes, self.scale)
+        new._regularizer, new._constraint = self._regularizer, self._constraint
+        new.cell.seen = self.cell.seen
+        new.cell.gradient_format = self.cell.gradient_format
+        new.cell.gradient_options = dict(self.cell.gradient_options)
+        memo[id(self)] = new
+        return new
