@@ -27,13 +27,14 @@ struct CodecPlan {
   bool pass_infinity = false;
 
   CodecPlan() = default;
-  explicit CodecPlan(const Format& f) : format(f), tables(&Tables::Of(f.base_factor)) {}
+  explicit LNS_INLINE CodecPlan(const Format& f)
+      : format(f), tables(&Tables::Of(f.base_factor)) {}
 };
 
-inline bool IsNan(float x) { return (Bits(x) & kMagnitudeMask) > kInfBits; }
+LNS_INLINE bool IsNan(float x) { return (Bits(x) & kMagnitudeMask) > kInfBits; }
 
 // log2(1 + mantissa/2^23), kLog2FractionBits fraction bits.
-inline int32_t Log2Fixed(const Tables& tables, uint32_t mantissa) {
+LNS_INLINE int32_t Log2Fixed(const Tables& tables, uint32_t mantissa) {
   const uint32_t segment = mantissa >> 15;
   const int32_t t = static_cast<int32_t>(mantissa & 0x7FFFu);
   const int32_t curve = ((tables.log2_square[segment] * t >> 15) * t) >> 15;
@@ -42,17 +43,22 @@ inline int32_t Log2Fixed(const Tables& tables, uint32_t mantissa) {
 }
 
 // Exponent of a positive finite float32, not clamped to any range.
-inline int32_t NearestExponent(const Tables& tables, int base_factor, uint32_t bits) {
+LNS_INLINE int32_t NearestExponent(const Tables& tables, int base_factor,
+                                   uint32_t bits) {
   const float mantissa = FromBits((bits & kMantissaMask) | 0x3F800000u);
-  const auto& thresholds = tables.threshold;
-  const int32_t within = static_cast<int32_t>(
-      std::upper_bound(thresholds.begin(), thresholds.end(), mantissa) -
-      thresholds.begin());
+  // A binary search; the number of thresholds is a power of two.
+  const float* thresholds = tables.threshold.data();
+  int32_t within = 0;
+  for (int32_t half = base_factor / 2; half > 0; half /= 2) {
+    if (thresholds[within + half - 1] <= mantissa) within += half;
+  }
+  within += thresholds[within] <= mantissa;
   return (static_cast<int32_t>(bits >> 23) - 127) * base_factor + within;
 }
 
 // The code of x; x must not be NaN. `index` is the flat index, for the random draw.
-inline int32_t EncodeOne(const CodecPlan& plan, float x, float scale, uint64_t index) {
+LNS_INLINE int32_t EncodeOne(const CodecPlan& plan, float x, float scale,
+                             uint64_t index) {
   const uint32_t bits = Bits(x);
   const uint32_t magnitude = bits & kMagnitudeMask;
   if (magnitude < kMinNormalBits) return 0;
@@ -81,8 +87,8 @@ inline int32_t EncodeOne(const CodecPlan& plan, float x, float scale, uint64_t i
 }
 
 // The value of a code in -L..L.
-inline float DecodeOne(const Format& format, const Tables& tables, int32_t code,
-                       float scale) {
+LNS_INLINE float DecodeOne(const Format& format, const Tables& tables, int32_t code,
+                           float scale) {
   if (code == 0) return 0.0f;
   const int32_t exponent = (code < 0 ? -code : code) - 1;
   const int shift = format.log2_base_factor();
@@ -91,7 +97,8 @@ inline float DecodeOne(const Format& format, const Tables& tables, int32_t code,
   return code < 0 ? -value : value;
 }
 
-inline float QuantizeOne(const CodecPlan& plan, float x, float scale, uint64_t index) {
+LNS_INLINE float QuantizeOne(const CodecPlan& plan, float x, float scale,
+                             uint64_t index) {
   if (IsNan(x)) return x;
   if (plan.pass_infinity && (Bits(x) & kMagnitudeMask) == kInfBits) return x;
   return DecodeOne(plan.format, *plan.tables, EncodeOne(plan, x, scale, index), scale);
@@ -99,7 +106,7 @@ inline float QuantizeOne(const CodecPlan& plan, float x, float scale, uint64_t i
 
 // Same magnitude in another format, the top of the range kept; ties go away from the
 // top.
-inline int32_t RequantizeOne(const Format& from, const Format& to, int32_t code) {
+LNS_INLINE int32_t RequantizeOne(const Format& from, const Format& to, int32_t code) {
   if (code == 0) return 0;
   const int64_t below_top = from.max_exponent() - ((code < 0 ? -code : code) - 1);
   const int64_t moved = (2 * below_top * to.base_factor + from.base_factor) >>
@@ -110,13 +117,14 @@ inline int32_t RequantizeOne(const Format& from, const Format& to, int32_t code)
 }
 
 // Magnitude that takes part in an abs-max: 0 for NaN, Inf and denormals.
-inline float AbsMaxTerm(float x) {
+LNS_INLINE float AbsMaxTerm(float x) {
   const uint32_t magnitude = Bits(x) & kMagnitudeMask;
   return magnitude >= kMinNormalBits && magnitude < kInfBits ? FromBits(magnitude)
                                                              : 0.0f;
 }
 
-inline float ScaleFromAbsMax(const Format& format, float abs_max, bool power_of_two) {
+LNS_INLINE float ScaleFromAbsMax(const Format& format, float abs_max,
+                                 bool power_of_two) {
   if (!(abs_max > 0.0f)) return 1.0f;
   uint32_t bits = std::max(Bits(abs_max * format.abs_max_to_scale()), kMinNormalBits);
   if (power_of_two) {

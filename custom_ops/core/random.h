@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "core/format.h"
+
 namespace lns {
 
 struct RandomKey {
@@ -14,7 +16,7 @@ struct RandomKey {
   uint32_t key1 = 0;
 
   RandomKey() = default;
-  explicit RandomKey(uint64_t seed) {  // splitmix64
+  explicit LNS_INLINE RandomKey(uint64_t seed) {  // splitmix64
     uint64_t x = seed + 0x9E3779B97F4A7C15ull;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
@@ -28,7 +30,7 @@ constexpr uint32_t kRandomMultiplier0 = 0x7FEB352Du;
 constexpr uint32_t kRandomMultiplier1 = 0x846CA68Bu;
 
 // 32 uniform bits for the element at flat index `index`.
-inline uint32_t RandomBits(const RandomKey& key, uint64_t index) {
+LNS_INLINE uint32_t RandomBits(const RandomKey& key, uint64_t index) {
   uint32_t x = static_cast<uint32_t>(index) ^ key.key0;
   x = (x ^ (x >> 16)) * kRandomMultiplier0;
   x += key.key1;
