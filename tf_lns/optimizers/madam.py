@@ -210,7 +210,7 @@ class LNSMadam(keras_hooks.FusedWeightDecay, keras.optimizers.Optimizer):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable; `variable` is its `tf.Variable`."""
         if self._states is None:
-            with keras_hooks.late_creation(), keras.name_scope(self.name):
+            with keras_hooks.late_creation():
                 if all_initialized(self._trainable_variables):
                     self._create_state()
         if self._states is None:
