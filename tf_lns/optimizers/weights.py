@@ -11,7 +11,6 @@ Three kinds of variable:
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,24 +20,8 @@ import tensorflow as tf
 
 from tf_lns import ops
 from tf_lns.formats import LNSFormat
+from tf_lns.roles import multiplies_activations
 from tf_lns.variable import LNSCell, LNSVariable, weight_scale
-
-ADDITIVE_NAMES = re.compile(
-    r"(^|_)(bias(es)?|gamma|beta|alpha|scale|offset|shift|moving_\w+|log_\w+|"
-    r"mean|variance|std|temperature|count|u|v)$"
-)
-"""Names of variables that do not multiply activations as a kernel does."""
-
-
-def multiplies_activations(variable: Any) -> bool:
-    """Whether a float variable is a kernel, a projection or an embedding table.
-
-    By its name and rank: Keras layers name what they add (bias, gamma, beta, ...), and a
-    variable of rank 0 or 1 is never a product's operand. Rank alone is no test, the biases of
-    `MultiHeadAttention` and `GRU` have rank 2.
-    """
-    return len(variable.shape) >= 2 and not ADDITIVE_NAMES.search(variable.name.split(":")[0])
-
 
 def all_initialized(variables: list) -> bool:
     """Whether all variables have values, which those made inside a first trace have not yet."""
