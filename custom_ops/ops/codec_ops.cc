@@ -11,7 +11,8 @@ constexpr char kScaleDoc[] = R"(
 A scale is a finite normal float32 (>= 2^-126). Its shape follows from two attributes:
 axis = [] and vector_size = 0: a scalar; axis = neighbouring axes: one scale per index along them;
 one axis and vector_size = n: one for every n consecutive elements along it (the shape of x with
-that axis counted in vectors).
+that axis counted in vectors). Any other scale is refused with InvalidArgument; under XLA, which
+cannot refuse values, it counts as 1.
 )";
 
 #define LNS_FORMAT_ATTRS Attr("bits: int").Attr("base_factor: int")
@@ -38,7 +39,8 @@ REGISTER_OP("LnsEncode")
     .Doc(absl::StrCat(R"(
 Float32 to LNS codes, rounding to nearest (or stochastically) in the log domain.
 
-x: Values; NaN is refused with InvalidArgument, denormals count as zero, Inf saturates.
+x: Values; NaN is refused with InvalidArgument (under XLA its code is 0), denormals count as zero,
+  Inf saturates.
 scale: Smallest non-zero magnitude.
 seed: Seed of the draws of stochastic rounding; unused otherwise.
 codes: Codes in -L..L, L = 2^(bits-1) - 1.
@@ -63,7 +65,7 @@ REGISTER_OP("LnsDecode")
     .Doc(absl::StrCat(R"(
 LNS codes to float32: sign(c) * scale * 2^((|c|-1) / base_factor), exactly rounded tables.
 
-codes: Codes in -L..L; any other is refused with InvalidArgument.
+codes: Codes in -L..L; any other is refused with InvalidArgument (under XLA its value is 0).
 )",
                       kScaleDoc));
 
@@ -86,6 +88,8 @@ REGISTER_OP("LnsRequantize")
     .Doc(R"(
 Changes the format of codes, integers alone: steps below the top of the range are rounded, ties
 away from the top. The scale becomes float32(scale * float32(2^(octaves_from - octaves_to))).
+
+codes: Codes in -L..L; any other is refused with InvalidArgument (under XLA it becomes 0).
 )");
 
 REGISTER_OP("LnsScale")

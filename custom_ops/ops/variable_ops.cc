@@ -29,8 +29,10 @@ REGISTER_OP("LnsReadVariable")
     .Doc(R"(
 Reads an integer weight as float32, in its storage format or requantized to a narrower one.
 
-codes: Handle of the variable of codes.
-scale: Scale of the storage format, a scalar.
+codes: Handle of the variable of codes. Codes outside -L..L read as the nearest end.
+scale: Scale of the storage format, a scalar: finite, at least 2^-126, and finite in the format that
+  is read too, else InvalidArgument. Under XLA, which cannot refuse values, an invalid scale counts
+  as 1.
 value: The decoded weight.
 read_bits: Bits of the format in which the weight is seen; those of the storage format for none.
 )");
@@ -56,7 +58,7 @@ REGISTER_OP("LnsAssignVariable")
     .Doc(R"(
 Writes float32 values into an integer weight. Small non-zero values clamp, as a multiplicative
 update could never revive a zero. NaN is refused with InvalidArgument and nothing is written; under
-XLA, which cannot refuse, a NaN leaves its element as it was.
+XLA, which cannot refuse, a NaN leaves its element as it was, and an invalid scale all of them.
 )");
 
 }  // namespace
