@@ -31,7 +31,7 @@ constexpr int kCompactEntries = kCompactHighest - kCompactLowest + 1;
 constexpr int kCompactLargest = 151;
 // Bounds of the tensor's exponent. Gradients of at most 2^63 stay far below the highest.
 constexpr int kCompactLowestExponent = -120;
-constexpr int kCompactHighestExponent = 240;
+constexpr int kCompactHighestExponent = 140;
 constexpr uint64_t kCompactSeed = 0x5851F42D4C957F2Dull;
 constexpr int32_t kNoExponent =
     std::numeric_limits<int32_t>::min();  // no gradient seen yet

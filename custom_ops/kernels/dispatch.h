@@ -8,17 +8,23 @@
 
 namespace lns {
 
-enum class InstructionSet { kPlain, kAvx2, kAvx512 };
+enum class InstructionSet { kPlain, kAvx2, kAvx512, kAvx512Vbmi };  // each has the last
+
+// Whether this CPU has the set, and the library kernels for it.
+bool Supported(InstructionSet set);
 
 // The best that the CPU has, or what the environment variable TF_LNS_CPU asks for
-// ("plain", "avx2", "avx512"; one that the CPU lacks falls back to the best). Read once
-// per process.
+// ("plain", "avx2", "avx512", "avx512vbmi"; one that the CPU lacks falls back to the
+// best). Read once per process.
 InstructionSet SelectedInstructionSet();
 
 const char* Name(InstructionSet set);
 
 const CodecKernels& Codec();
 const MadamKernels& Madam();
+
+// The kernels of a set that is supported.
+const MadamKernels& MadamOf(InstructionSet set);
 
 }  // namespace lns
 

@@ -6,27 +6,9 @@
 namespace lns {
 namespace {
 
-bool Supported(InstructionSet set) {
-#if defined(__x86_64__)
-  switch (set) {
-    case InstructionSet::kPlain:
-      return true;
-    case InstructionSet::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("bmi2");
-    case InstructionSet::kAvx512:
-      return Supported(InstructionSet::kAvx2) && __builtin_cpu_supports("avx512f") &&
-             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512vl");
-  }
-  return false;
-#else
-  return set == InstructionSet::kPlain;
-#endif
-}
-
-constexpr InstructionSet kBestFirst[] = {InstructionSet::kAvx512, InstructionSet::kAvx2,
-                                         InstructionSet::kPlain};
+constexpr InstructionSet kBestFirst[] = {
+    InstructionSet::kAvx512Vbmi, InstructionSet::kAvx512, InstructionSet::kAvx2,
+    InstructionSet::kPlain};
 
 InstructionSet Select() {
   const char* wanted = std::getenv("TF_LNS_CPU");
@@ -43,8 +25,33 @@ InstructionSet Select() {
 
 }  // namespace
 
+bool Supported(InstructionSet set) {
+#if defined(__x86_64__)
+  switch (set) {
+    case InstructionSet::kPlain:
+      return true;
+    case InstructionSet::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("bmi2");
+    case InstructionSet::kAvx512:
+      return Supported(InstructionSet::kAvx2) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
+    case InstructionSet::kAvx512Vbmi:
+      return Supported(InstructionSet::kAvx512) &&
+             __builtin_cpu_supports("avx512vbmi") &&
+             __builtin_cpu_supports("avx512vnni");
+  }
+  return false;
+#else
+  return set == InstructionSet::kPlain;
+#endif
+}
+
 const char* Name(InstructionSet set) {
   switch (set) {
+    case InstructionSet::kAvx512Vbmi:
+      return "avx512vbmi";
     case InstructionSet::kAvx512:
       return "avx512";
     case InstructionSet::kAvx2:
@@ -62,6 +69,7 @@ InstructionSet SelectedInstructionSet() {
 const CodecKernels& Codec() {
 #if defined(__x86_64__)
   switch (SelectedInstructionSet()) {
+    case InstructionSet::kAvx512Vbmi:
     case InstructionSet::kAvx512:
       return kCodecAvx512;
     case InstructionSet::kAvx2:
@@ -74,13 +82,15 @@ const CodecKernels& Codec() {
 #endif
 }
 
-const MadamKernels& Madam() {
+const MadamKernels& MadamOf(InstructionSet set) {
 #if defined(__x86_64__)
-  switch (SelectedInstructionSet()) {
+  switch (set) {
+    case InstructionSet::kAvx512Vbmi:
+      return kMadamAvx512Vbmi;
     case InstructionSet::kAvx512:
-      return kMadamPlain;
+      return kMadamAvx512;
     case InstructionSet::kAvx2:
-      return kMadamPlain;
+      return kMadamAvx2;
     default:
       return kMadamPlain;
   }
@@ -88,5 +98,7 @@ const MadamKernels& Madam() {
   return kMadamPlain;
 #endif
 }
+
+const MadamKernels& Madam() { return MadamOf(SelectedInstructionSet()); }
 
 }  // namespace lns

@@ -35,6 +35,7 @@ struct MadamKernels {
 extern const MadamKernels kMadamPlain;
 extern const MadamKernels kMadamAvx2;
 extern const MadamKernels kMadamAvx512;
+extern const MadamKernels kMadamAvx512Vbmi;
 
 }  // namespace lns
 
