@@ -153,8 +153,42 @@ def variable_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
     return optimizer._get_variable_index(variable)
 
 
+def set_untracked(optimizer: keras.optimizers.Optimizer, name: str, value: Any) -> None:
+    """Sets an attribute that no tracker wraps: what it holds is saved through `variables`."""
+    object.__setattr__(optimizer, name, value)
+
+
+def variable_key(optimizer: keras.optimizers.Optimizer, variable: Any) -> Any:
+    """What an optimizer knows a variable by; a stand-in has it as its `_unique_id`."""
+    return optimizer._var_key(variable)
+
+
 class FusedWeightDecay:
     """Optimizer mixin: weight decay is part of the update, not a pass before it."""
 
     def _apply_weight_decay(self, variables: Any) -> None:
         """Nothing: `update_step` folds the decay in."""
+
+
+class AfterBuild:
+    """Layer mixin: `after_build` runs when the layer's own build is done, before it is locked."""
+
+    def _post_build(self) -> None:
+        """Keras' hook; an overridden `build` would hide the signature that Keras inspects."""
+        super()._post_build()
+        self.after_build()
+
+
+def track_variable(layer: keras.layers.Layer, variable: keras.Variable) -> None:
+    """Adds a variable to a layer's own, as `add_weight` does."""
+    layer._track_variable(variable)
+
+
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """A layer's own variables in the order in which it saves them."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def check_saved_count(layer: keras.layers.Layer, store: dict) -> None:
+    """Keras' own check that a file holds as many variables as the layer has, and its message."""
+    layer._check_load_own_variables(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +12,29 @@ import tensorflow as tf
 
 from tf_lns import keras_hooks, ops
 from tf_lns.formats import LNSFormat
-from tf_lns.ops.call import ROUNDINGS, choice
 from tf_lns.ops.madam import NO_EXPONENT, apply_madam, apply_madam_additive
+from tf_lns.optimizers.base import (
+    LNSOptimizer,
+    check_decay,
+    check_flag,
+    check_number,
+    check_rate,
+)
 from tf_lns.optimizers.schedules import InverseSqrtDecay
-from tf_lns.optimizers.weights import WeightState, all_initialized, classify, exponent_of
+from tf_lns.optimizers.weights import WeightState, exponent_of, label_of
+
+
+@dataclasses.dataclass
+class _Slot:
+    """What LNS-Madam keeps for one variable."""
+
+    moment: keras.Variable
+    exponent: keras.Variable | None = None  # of a one-byte moment
+    limits: dict[str, keras.Variable] = dataclasses.field(default_factory=dict)
 
 
 @keras.saving.register_keras_serializable(package="tf_lns")
-class LNSMadam(keras_hooks.FusedWeightDecay, keras.optimizers.Optimizer):
+class LNSMadam(LNSOptimizer, keras.optimizers.Optimizer):
     """The LNS-Madam optimizer (arXiv:2106.13914), with integer weights.
 
     For each LNS weight, element-wise, with t counted from 1::
@@ -90,40 +106,37 @@ class LNSMadam(keras_hooks.FusedWeightDecay, keras.optimizers.Optimizer):
         name: str = "lns_madam",
         **kwargs,
     ):
-        if learning_rate is None:
-            learning_rate = InverseSqrtDecay()
-        elif isinstance(learning_rate, int | np.floating) and not isinstance(learning_rate, bool):
-            learning_rate = float(learning_rate)
-        if isinstance(learning_rate, float):
-            _check("learning_rate", learning_rate, np.isfinite(learning_rate), "finite")
-        _check("beta", beta, 0 < beta < 1, "between 0 and 1")
-        _check("g_bound", g_bound, 0 < g_bound < np.inf, "positive and finite")
-        if p_scale is not None:
-            _check("p_scale", p_scale, 0 < p_scale < np.inf, "positive, or None")
-        if weight_decay is not None:
-            _check("weight_decay", weight_decay, 0 <= weight_decay < np.inf, "at least 0")
-        _check("floor_octaves", floor_octaves, 0 < floor_octaves <= 8, "above 0, at most 8")
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-            raise TypeError(f"`seed` must be an integer. Received: seed={seed!r}")
-        super().__init__(learning_rate, weight_decay=weight_decay, name=name, **kwargs)
-        self.beta = float(beta)
-        self.g_bound = float(g_bound)
-        self.p_scale = p_scale
-        self.rounding = choice(rounding, "rounding", ROUNDINGS)
-        self.additive_learning_rate = additive_learning_rate
-        self.storage = LNSFormat.get(storage)
+        rate = InverseSqrtDecay() if learning_rate is None else learning_rate
+        super().__init__(
+            check_rate("learning_rate", rate),
+            weight_decay=check_decay(weight_decay),
+            name=name,
+            **kwargs,
+        )
+        self._configure(storage, rounding, gradients, lns_weights, seed)
+        self.beta = check_number("beta", beta, lambda x: 0 < x < 1, "between 0 and 1")
+        self.g_bound = check_number(
+            "g_bound", g_bound, lambda x: 0 < x < np.inf, "positive and finite"
+        )
+        self.p_scale = check_number(
+            "p_scale", p_scale, lambda x: 0 < x < np.inf, "positive, or None", optional=True
+        )
+        self.additive_learning_rate = (
+            None
+            if additive_learning_rate is None
+            else check_rate("additive_learning_rate", additive_learning_rate)
+        )
         self.second_moment = None if second_moment is None else LNSFormat.get(second_moment)
         if self.second_moment not in (None, LNSFormat(8, 4)):
             raise ValueError(
                 "`second_moment` must be None (float32) or LNSFormat(8, 4). "
                 f"Received: second_moment={second_moment}"
             )
-        self.sign_crossing = bool(sign_crossing)
-        self.floor_octaves = float(floor_octaves)
-        self.round_gradient = bool(round_gradient)
-        self.gradients = None if gradients is None else LNSFormat.get(gradients)
-        self.lns_weights = lns_weights
-        self.seed = int(seed)
+        self.sign_crossing = check_flag("sign_crossing", sign_crossing)
+        self.floor_octaves = check_number(
+            "floor_octaves", floor_octaves, lambda x: 0 < x <= 8, "above 0, at most 8"
+        )
+        self.round_gradient = check_flag("round_gradient", round_gradient)
 
     @classmethod
     def paper(cls, learning_rate: Any = 2.0**-7, p_scale: float = 3.0, **kwargs) -> LNSMadam:
@@ -135,160 +148,90 @@ class LNSMadam(keras_hooks.FusedWeightDecay, keras.optimizers.Optimizer):
         kwargs.setdefault("storage", LNSFormat(12, 128))
         return cls(learning_rate, p_scale=p_scale, round_gradient=True, **kwargs)
 
-    def build(self, variables: list) -> None:
-        """Makes the optimizer's state for the given trainable variables."""
-        if self.built:
-            return
-        super().build(variables)
-        self._states: list[WeightState] | None = None
-        if all_initialized(variables):
-            self._create_state()
+    def _create_slots(self, states: list[WeightState]) -> None:
+        slots = [self._slot(v, s) for v, s in zip(self._trainable_variables, states, strict=True)]
+        keras_hooks.set_untracked(self, "_slots", slots)
 
-    def _create_state(self) -> None:
-        """Makes the state, which depends on the values of the variables.
-
-        A model that is built by its first batch makes its variables while the training
-        function is traced; they have values only when TensorFlow traces it again, so then is
-        the time.
-        """
-        variables = self._trainable_variables
-        self._states = [
-            classify(v, self.storage, self.lns_weights, self._add_scale) for v in variables
-        ]
-        self._moments, self._exponents = [], []
-        for variable, state in zip(variables, self._states, strict=True):
-            compact = state.is_lns and self.second_moment is not None
-            label = variable.path.replace("/", "_") if hasattr(variable, "path") else "var"
-            self._moments.append(
-                self.add_variable(
-                    variable.shape,
-                    dtype="int8" if compact else "float32",
-                    name=f"{label}_second_moment",
-                )
+    def _slot(self, variable: Any, state: WeightState) -> _Slot:
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        if dtype != "float32" and "float" in dtype:
+            raise TypeError(
+                f"LNSMadam trains float32 variables. Received: {variable.path} of dtype {dtype}. "
+                'A dtype policy such as "mixed_float16" computes in float16 and keeps variables '
+                "in float32."
             )
-            self._exponents.append(
-                self.add_variable(
-                    (),
-                    initializer=keras.initializers.Constant(NO_EXPONENT),
-                    dtype="int32",
-                    name=f"{label}_second_moment_exponent",
-                )
-                if compact
-                else None
-            )
-        self._limits = [self._add_limits(v, s) for v, s in zip(variables, self._states)]
-        self._nonfinite = self.add_variable((), dtype="int64", name="nonfinite_gradients")
-
-    def _add_scale(self, variable: Any, scale: np.float32) -> keras.Variable:
-        label = variable.path.replace("/", "_") if hasattr(variable, "path") else "var"
-        return self.add_variable(
-            (), initializer=keras.initializers.Constant(float(scale)), name=f"{label}_scale"
+        label = label_of(variable)
+        compact = state.is_lns and self.second_moment is not None
+        moment = self.add_variable(
+            variable.shape, dtype="int8" if compact else "float32", name=f"{label}_second_moment"
         )
+        slot = _Slot(moment)
+        if compact:
+            name = f"{label}_second_moment_exponent"
+            slot.exponent = self._add_scalar(name, NO_EXPONENT, "int32")
+        # Magnitudes, so that they outlive a change of the scale.
+        if state.is_lns and self.p_scale is not None:
+            slot.limits["cap"] = self._add_scalar(f"{label}_cap", self.p_scale * state.rms)
+        if state.is_lns and self.sign_crossing:
+            floor = state.rms * 2.0**-self.floor_octaves
+            slot.limits["floor"] = self._add_scalar(f"{label}_floor", floor)
+        return slot
 
-    def _add_limits(self, variable: Any, state: WeightState) -> dict[str, keras.Variable]:
-        """Cap and floor as magnitudes, so that they outlive a change of the scale."""
-        if not state.is_lns:
-            return {}
-        label = variable.path.replace("/", "_") if hasattr(variable, "path") else "var"
-        wanted = {}
-        if self.p_scale is not None:
-            wanted["cap"] = self.p_scale * state.rms
-        if self.sign_crossing:
-            wanted["floor"] = state.rms * 2.0**-self.floor_octaves
-        return {
-            key: self.add_variable(
-                (), initializer=keras.initializers.Constant(value), name=f"{label}_{key}"
-            )
-            for key, value in wanted.items()
-        }
-
-    @property
-    def nonfinite_gradients(self) -> int:
-        """Gradient elements so far that were NaN or Inf and counted as zero."""
-        return int(self._nonfinite.numpy()) if self.built and self._states else 0
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Updates one variable; `variable` is its `tf.Variable`."""
-        if self._states is None:
-            with keras_hooks.late_creation():
-                if all_initialized(self._trainable_variables):
-                    self._create_state()
-        if self._states is None:
-            # The first of two traces; only a variable whose initial value depends on the batch
-            # makes TensorFlow run it.
-            tf.debugging.Assert(False, ["Build the model before it is trained with LNSMadam."])
-            return
-        index = keras_hooks.variable_index(self, variable)
-        state = self._states[index]
+    def _update(
+        self, index: int, gradient: Any, variable: Any, learning_rate: tf.Tensor
+    ) -> tf.Tensor:
+        state, slot = self._states[index], self._slots[index]
         gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float32)
-        learning_rate = tf.cast(learning_rate, tf.float32)
-        decay = self.weight_decay or 0.0
         common = {
-            "step": tf.cast(self.iterations, tf.int64) + 1,
-            "weight_decay": decay if keras_hooks.use_weight_decay(self, variable) else 0.0,
+            "step": self._step(),
+            "weight_decay": self._decay_of(variable),
             "beta": self.beta,
             "g_bound": self.g_bound,
         }
-        moment = self._moments[index].value
         if state.is_lns:
-            nonfinite = self._multiply(
-                index, state, variable, gradient, learning_rate=learning_rate, **common
+            seed = self._seed_of(common["step"], index)
+            return self._multiply(
+                state, slot, variable, gradient, learning_rate=learning_rate, seed=seed, **common
             )
-        elif variable.dtype == tf.float32:
-            rate = self._additive_rate(learning_rate)
-            nonfinite = apply_madam_additive(
-                variable.handle, moment.handle, gradient, learning_rate=rate, **common
-            )
-        else:
-            raise TypeError(
-                f"LNSMadam updates float32 variables. Received: {variable.name} of dtype "
-                f"{variable.dtype.name}"
-            )
-        self.assign_add(self._nonfinite, nonfinite)
-
-    def _multiply(
-        self, index: int, state: WeightState, variable: Any, gradient: tf.Tensor, **common
-    ) -> tf.Tensor:
-        scale = tf.convert_to_tensor(state.scale)
-        moment, exponent = self._moments[index].value, self._exponents[index]
-        if state.kind == "cell":
-            format, options = variable.gradient_format, variable.gradient_options
-            weight_type = tf.as_dtype(state.format.dtype)
-        else:
-            format, options = self.gradients, {"axis": (len(variable.shape) - 1,)}
-            weight_type = tf.float32
-        axis = tuple(options.get("axis") or ())
-        limits = {
-            key: exponent_of(value, scale, state.format)
-            for key, value in self._limits[index].items()
-        }
-        return apply_madam(
+        return apply_madam_additive(
             variable.handle,
-            scale,
-            moment.handle,
+            slot.moment.value.handle,
             gradient,
-            weight_type=weight_type,
-            moment_type=tf.float32 if exponent is None else tf.int8,
-            format=state.format,
-            moment_exponent=None if exponent is None else exponent.value.handle,
-            gradient_format=format,
-            gradient_scale=None
-            if format is None
-            else ops.scale_of(gradient, format, axis=axis or None),
-            gradient_axis=axis,
-            gradient_underflow=options.get("underflow", "clamp"),
-            rounding=self.rounding,
-            round_gradient=self.round_gradient,
-            seed=self._seed_of(common["step"], index),
-            **limits,
+            learning_rate=self._additive_rate(learning_rate),
             **common,
         )
 
-    def _seed_of(self, step: tf.Tensor, index: int) -> Any:
-        if self.rounding == "nearest" and self.second_moment is None:
-            return 0
-        base = (self.seed * 0x9E3779B97F4A7C1 + index) % (1 << 62)
-        return step * (1 << 20) + base
+    def _multiply(
+        self, state: WeightState, slot: _Slot, variable: Any, gradient: tf.Tensor, **common
+    ) -> tf.Tensor:
+        scale = tf.convert_to_tensor(state.scale)
+        format, axis, underflow = self._gradient_format(state, variable)
+        of_gradient = {}
+        if format is not None:
+            of_gradient = {
+                "gradient_format": format,
+                "gradient_scale": ops.scale_of(gradient, format, axis=axis or None),
+                "gradient_axis": axis,
+                "gradient_underflow": underflow,
+            }
+        limits = {k: exponent_of(v, scale, state.format) for k, v in slot.limits.items()}
+        compact = slot.exponent is not None
+        is_cell = state.kind == "cell"
+        return apply_madam(
+            variable.handle,
+            scale,
+            slot.moment.value.handle,
+            gradient,
+            weight_type=tf.as_dtype(state.format.dtype) if is_cell else tf.float32,
+            moment_type=tf.int8 if compact else tf.float32,
+            moment_exponent=slot.exponent.value.handle if compact else None,
+            format=state.format,
+            rounding=self.rounding,
+            round_gradient=self.round_gradient,
+            **of_gradient,
+            **limits,
+            **common,
+        )
 
     def _additive_rate(self, learning_rate: tf.Tensor) -> tf.Tensor:
         rate = self.additive_learning_rate
@@ -300,46 +243,18 @@ class LNSMadam(keras_hooks.FusedWeightDecay, keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        config = super().get_config()
         rate = self.additive_learning_rate
-        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        if rate is not None and not isinstance(rate, float):
             rate = keras.saving.serialize_keras_object(rate)
-        config.update(
-            {
-                "beta": self.beta,
-                "g_bound": self.g_bound,
-                "p_scale": self.p_scale,
-                "rounding": self.rounding,
-                "additive_learning_rate": rate,
-                "storage": str(self.storage),
-                "second_moment": None if self.second_moment is None else str(self.second_moment),
-                "sign_crossing": self.sign_crossing,
-                "floor_octaves": self.floor_octaves,
-                "round_gradient": self.round_gradient,
-                "gradients": None if self.gradients is None else str(self.gradients),
-                "seed": self.seed,
-            }
-        )
-        if self.lns_weights is not None:
-            config["lns_weights"] = keras.saving.serialize_keras_object(self.lns_weights)
-        return config
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> LNSMadam:
-        """Rebuilds an optimizer from `get_config`."""
-        config = dict(config)
-        for key in ("additive_learning_rate", "lns_weights"):
-            if isinstance(config.get(key), dict):
-                config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects)
-        return super().from_config(config, custom_objects)
-
-    def __repr__(self) -> str:
-        rate = self._learning_rate
-        if isinstance(rate, keras.Variable):
-            rate = f"{float(rate.numpy()):g}"
-        return f"<LNSMadam learning_rate={rate} storage={self.storage} rounding={self.rounding}>"
-
-
-def _check(name: str, value: Any, holds: Any, wanted: str) -> None:
-    if isinstance(value, bool) or not holds:
-        raise ValueError(f"`{name}` must be {wanted}. Received: {name}={value!r}")
+        return {
+            **super().get_config(),
+            **self._lns_config(),
+            "beta": self.beta,
+            "g_bound": self.g_bound,
+            "p_scale": self.p_scale,
+            "additive_learning_rate": rate,
+            "second_moment": None if self.second_moment is None else str(self.second_moment),
+            "sign_crossing": self.sign_crossing,
+            "floor_octaves": self.floor_octaves,
+            "round_gradient": self.round_gradient,
+        }

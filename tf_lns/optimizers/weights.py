@@ -23,6 +23,7 @@ from tf_lns.formats import LNSFormat
 from tf_lns.roles import multiplies_activations
 from tf_lns.variable import LNSCell, LNSVariable, weight_scale
 
+
 def all_initialized(variables: list) -> bool:
     """Whether all variables have values, which those made inside a first trace have not yet."""
     with tf.init_scope():
@@ -37,7 +38,7 @@ class WeightState:
     kind: str
     format: LNSFormat | None = None
     scale: Any = None  # tf.Variable or keras.Variable, for cell and grid
-    rms: float = 0.0  # of the initial values
+    rms: float = 0.0  # of the values at the time
 
     @property
     def is_lns(self) -> bool:
@@ -62,9 +63,12 @@ def classify(
 
     Returns:
         Its state.
+
+    Raises:
+        ValueError: A weight for the grid has a constraint, or values that are not finite.
     """
     cell = variable.value if isinstance(variable, keras.Variable) else variable
-    if isinstance(variable, LNSVariable) or isinstance(cell, LNSCell):
+    if isinstance(cell, LNSCell):
         with tf.init_scope():
             values = cell.numpy()
         return WeightState("cell", cell.storage, cell.scale, _rms(values))
@@ -75,10 +79,58 @@ def classify(
         values = np.asarray(cell.numpy(), np.float32)
         if not np.any(np.abs(values) >= np.float32(2.0**-126)):
             return WeightState("additive")  # all zero: could never train
+        _check_constraint(variable)
         scale = weight_scale(values, storage)
         scale_variable = add_scale(variable, scale)
         cell.assign(to_grid(cell, scale, storage))
     return WeightState("grid", storage, scale_variable, _rms(values))
+
+
+def _check_constraint(variable: Any) -> None:
+    constraint = getattr(variable, "constraint", None)
+    if constraint is not None and not getattr(constraint, "keeps_lns_grid", False):
+        raise ValueError(
+            "A constraint moves weights off the grid of an LNS weight and cannot hold there. "
+            f"Received: constraint={constraint!r} for {variable.path}. Drop the constraint, set "
+            "`keeps_lns_grid = True` on one whose result lies on the grid, or leave the variable "
+            "float with the optimizer's `lns_weights`."
+        )
+
+
+def label_of(variable: Any) -> str:
+    """Name for what an optimizer keeps for a variable."""
+    path = getattr(variable, "path", None) or str(variable.name).replace(":", "_")
+    return path.replace("/", "_")
+
+
+def bytes_per_parameter(model: keras.Model) -> float:
+    """Bytes of trainable weights and of the optimizer's state, per trainable parameter.
+
+    Integer weights count with the bytes they are stored in, and everything counts that the
+    optimizer keeps: 3.0 for integer weights with a one-byte second moment, 12 for float32
+    weights with Adam.
+
+    Args:
+        model: A model that was trained at least one step, so that the state exists.
+
+    Raises:
+        ValueError: The model has no trainable parameter, or no built optimizer.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    if optimizer is None or not optimizer.built or not parameters:
+        raise ValueError(
+            "`model` must have trainable parameters and an optimizer with its state: compile it "
+            f"and train a step. Received: model={model.name!r}"
+        )
+    variables = [*model.trainable_variables, *optimizer.variables]
+    return sum(_bytes_of(v) for v in variables) / parameters
+
+
+def _bytes_of(variable: keras.Variable) -> int:
+    if isinstance(variable, LNSVariable):
+        return variable.nbytes
+    return int(np.prod(variable.shape)) * tf.as_dtype(variable.dtype).size
 
 
 def to_grid(values: Any, scale: Any, storage: LNSFormat, rounding="nearest", seed=None) -> Any:
