@@ -1,18 +1,34 @@
 """Train Keras models in a logarithmic number system (LNS-Madam, arXiv:2106.13914)."""
 
-from tf_lns import ops, optimizers, reference
+from tf_lns import layers, ops, optimizers, quantizers, reference
+from tf_lns.config import LNSConfig
+from tf_lns.convert import calibrate, quantize_model, strip
 from tf_lns.formats import LNSFormat
-from tf_lns.optimizers import InverseSqrtDecay, LNSMadam
+from tf_lns.layers.registry import register_layer
+from tf_lns.optimizers import LNSSGD, InverseSqrtDecay, LNSAdamW, LNSMadam
+from tf_lns.quantizers import LNSQuantizer
+from tf_lns.summary import summary
 from tf_lns.variable import LNSVariable
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LNSSGD",
     "InverseSqrtDecay",
+    "LNSAdamW",
+    "LNSConfig",
     "LNSFormat",
     "LNSMadam",
+    "LNSQuantizer",
     "LNSVariable",
+    "calibrate",
+    "layers",
     "ops",
     "optimizers",
+    "quantize_model",
+    "quantizers",
     "reference",
+    "register_layer",
+    "strip",
+    "summary",
 ]

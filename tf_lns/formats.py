@@ -60,9 +60,7 @@ class LNSFormat:
                     f"`{name}` must be an integer. Received: {name}={value!r}"
                 ) from None
         if not MIN_BITS <= self.bits <= MAX_BITS:
-            raise ValueError(
-                f"`bits` must be {MIN_BITS} to {MAX_BITS}. Received: bits={self.bits}"
-            )
+            raise ValueError(f"`bits` must be {MIN_BITS} to {MAX_BITS}. Received: bits={self.bits}")
         factor = self.base_factor
         if not 1 <= factor <= MAX_BASE_FACTOR or factor & (factor - 1):
             raise ValueError(
@@ -169,8 +167,7 @@ class LNSFormat:
         """
         if set(config) != {"bits", "base_factor"}:
             raise ValueError(
-                'A format\'s config needs the keys "bits" and "base_factor". '
-                f"Received: {config!r}"
+                f'A format\'s config needs the keys "bits" and "base_factor". Received: {config!r}'
             )
         return cls(**config)
 

@@ -769,7 +769,14 @@ COMPACT_SEED = 0x5851F42D4C957F2D
 
 
 def additive_step(
-    weights, gradient, second_moment, *, step, learning_rate, beta=0.999, weight_decay=0.0,
+    weights,
+    gradient,
+    second_moment,
+    *,
+    step,
+    learning_rate,
+    beta=0.999,
+    weight_decay=0.0,
     g_bound=10.0,
 ):
     """The float32 step of variables that are no LNS weights (biases, norm scales).

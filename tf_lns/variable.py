@@ -130,9 +130,7 @@ class LNSCell(keras_hooks.BaseResourceVariable):
     def assign_rounded(self, value: Any, rounding: str = "nearest", seed: Any = None) -> LNSCell:
         """`assign` with a choice of rounding."""
         value = tf.cast(tf.convert_to_tensor(value), tf.float32)
-        assign_variable(
-            self.handle, self.scale.read_value(), value, self.storage, rounding, seed
-        )
+        assign_variable(self.handle, self.scale.read_value(), value, self.storage, rounding, seed)
         return self
 
     def assign_add(self, delta, use_locking=None, name=None, read_value=True):
@@ -195,9 +193,7 @@ class LNSCell(keras_hooks.BaseResourceVariable):
     def _export_to_saved_model_graph(
         self, object_map=None, tensor_map=None, options=None, **kwargs
     ):
-        handles = self.codes._export_to_saved_model_graph(
-            object_map, tensor_map, options, **kwargs
-        )
+        handles = self.codes._export_to_saved_model_graph(object_map, tensor_map, options, **kwargs)
         object_map[self] = object_map[self.codes]
         tensor_map[self.handle] = tensor_map[self.codes.handle]
         return [*handles, self.handle]

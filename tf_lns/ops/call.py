@@ -35,9 +35,7 @@ def _compiled(name: str, attributes: tuple) -> Any:
 def call(name: str, *inputs: Any, **attrs: Any) -> Any:
     """Runs an op; on a machine with a GPU inside its own compiled function."""
     if _compile_each_op():
-        key = tuple(
-            (k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(attrs.items())
-        )
+        key = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(attrs.items()))
         return _compiled(name, key)(*[tf.convert_to_tensor(x) for x in inputs])
     return getattr(load(), name)(*inputs, **attrs)
 

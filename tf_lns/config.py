@@ -1,0 +1,148 @@
+"""Which format each tensor of a layer has: W, A, E, G and the storage of the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from tf_lns.formats import LNSFormat
+from tf_lns.ops.call import UNDERFLOWS, choice
+
+_FORMATS = ("weights", "storage", "activations", "errors", "gradients")
+
+
+@keras.saving.register_keras_serializable(package="tf_lns")
+@dataclasses.dataclass(frozen=True)
+class LNSConfig:
+    """Formats of a layer, each arrow of a training step with its own (paper, section 4).
+
+    ::
+
+        y  = op(Q_A(x), Q_W(w))             errors:  dx = op'(Q_E(dy), Q_W(w))
+        dw = Q_G(op'(Q_A(x), Q_E(dy)))      straight-through through Q_A and Q_W
+
+    Args:
+        weights: Q_W, the format in which a product sees the stored weight.
+        storage: Format of the integers that are the weight.
+        activations: Q_A. None leaves activations in float.
+        errors: Q_E, of dL/dy. None leaves them in float.
+        gradients: Q_G, of dL/dw; acts once per step on the summed gradient, when the
+            optimizer of tf_lns takes it. None leaves them in float.
+        activation_scale: Scale of Q_A outside of training: "moving" for a recorded one (the
+            moving abs-max of training or of `tf_lns.calibrate`; the batch's own before
+            either), "batch" always for the batch's own, or a positive float, the largest
+            magnitude that is represented (then in training too).
+        gradient_scale: "channel" for one scale of G per output channel, or "tensor".
+        error_underflow: "clamp" keeps small errors at the smallest magnitude (the paper),
+            "flush" makes them zero.
+        gradient_underflow: The same for gradients.
+        power_of_two_scales: Round the scales of A, E and G up to powers of two.
+        datapath: Reserved for the bit-true datapath; must be None in this version.
+
+    Raises:
+        TypeError: A format is none.
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> LNSConfig(gradients="lns5:2")
+        LNSConfig(weights=lns8:8, storage=lns16:2048, activations=lns8:8, errors=lns8:8, gradients=lns5:2)
+    """
+
+    weights: Any = LNSFormat(8, 8)
+    storage: Any = LNSFormat(16, 2048)
+    activations: Any = LNSFormat(8, 8)
+    errors: Any = LNSFormat(8, 8)
+    gradients: Any = LNSFormat(8, 8)
+    activation_scale: Any = "moving"
+    gradient_scale: str = "channel"
+    error_underflow: str = "clamp"
+    gradient_underflow: str = "clamp"
+    power_of_two_scales: bool = False
+    datapath: Any = None
+
+    def __post_init__(self) -> None:
+        for name in _FORMATS:
+            value = getattr(self, name)
+            if value is None:
+                if name == "storage":
+                    raise ValueError("`storage` must be a format. Received: storage=None")
+                continue
+            try:
+                object.__setattr__(self, name, LNSFormat.get(value))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"`{name}`: {error}") from None
+        scale = self.activation_scale
+        if isinstance(scale, str):
+            choice(scale, "activation_scale", ("moving", "batch"))
+        elif isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
+            raise ValueError(
+                '`activation_scale` must be "moving", "batch" or a positive number. '
+                f"Received: activation_scale={scale!r}"
+            )
+        choice(self.gradient_scale, "gradient_scale", ("channel", "tensor"))
+        choice(self.error_underflow, "error_underflow", UNDERFLOWS)
+        choice(self.gradient_underflow, "gradient_underflow", UNDERFLOWS)
+        if not isinstance(self.power_of_two_scales, bool):
+            raise TypeError(
+                "`power_of_two_scales` must be a bool. "
+                f"Received: power_of_two_scales={self.power_of_two_scales!r}"
+            )
+        if self.datapath is not None:
+            raise ValueError(
+                "`datapath` must be None: products are computed in float32 on LNS values. "
+                f"Received: datapath={self.datapath!r}"
+            )
+
+    @classmethod
+    def get(cls, value: LNSConfig | dict | None) -> LNSConfig:
+        """Turns None (the defaults), a dict of arguments or a config into a config.
+
+        Raises:
+            TypeError: `value` is none of these.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, dict):
+            if "class_name" in value:
+                return keras.saving.deserialize_keras_object(value)
+            return cls.from_config(value)
+        raise TypeError(f"A config must be an LNSConfig, a dict or None. Received: {value!r}")
+
+    def replace(self, **changes: Any) -> LNSConfig:
+        """A config with some arguments changed."""
+        return dataclasses.replace(self, **changes)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as a JSON-able dict."""
+        config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in _FORMATS:
+            config[name] = None if config[name] is None else str(config[name])
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LNSConfig:
+        """Rebuilds a config from `get_config`; keys that an older version lacks get defaults.
+
+        Raises:
+            ValueError: A key is unknown.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = set(config) - known
+        if unknown:
+            raise ValueError(
+                f"Unknown argument(s) of LNSConfig: {sorted(unknown)}. Known: {sorted(known)}"
+            )
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        """Formats always, other arguments where they differ from the default."""
+        parts = [f"{name}={getattr(self, name)}" for name in _FORMATS]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in _FORMATS and value != field.default:
+                parts.append(f"{field.name}={value!r}")
+        return f"LNSConfig({', '.join(parts)})"

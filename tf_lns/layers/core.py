@@ -1,0 +1,47 @@
+"""Dense, einsum-dense and embedding layers in LNS."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import keras
+
+from tf_lns.layers.mixin import LNSMixin
+from tf_lns.layers.registry import register_layer
+
+
+@register_layer(keras.layers.Dense)
+class LNSDense(LNSMixin, keras.layers.Dense):
+    """`keras.layers.Dense` with an integer kernel, and LNS products forward and backward.
+
+    ``y = activation(Q_A(x) Q_W(kernel) + bias)``; the bias is float32.
+
+    Args:
+        *args: As in `keras.layers.Dense`.
+        lns_config: `LNSConfig`, its dict, or None for the defaults.
+        **kwargs: As in `keras.layers.Dense`.
+    """
+
+
+@register_layer(keras.layers.EinsumDense)
+class LNSEinsumDense(LNSMixin, keras.layers.EinsumDense):
+    """`keras.layers.EinsumDense` with an integer kernel; arguments as there and `lns_config`."""
+
+    def gradient_axis(self, variable: Any) -> tuple[int, ...]:
+        """The kernel's axes that do not come from the input, where they are neighbours."""
+        inputs, kernel, _ = re.split(r",|->", self.equation.replace(" ", ""))
+        axes = tuple(i for i, letter in enumerate(kernel) if letter not in inputs)
+        neighbours = axes and axes == tuple(range(axes[0], axes[0] + len(axes)))
+        return axes if neighbours else super().gradient_axis(variable)
+
+
+@register_layer(keras.layers.Embedding)
+class LNSEmbedding(LNSMixin, keras.layers.Embedding):
+    """`keras.layers.Embedding` with an integer table; arguments as there and `lns_config`.
+
+    Token ids are integers and never quantized; the rows read are Q_W of the table.
+    """
+
+    quantized_inputs = 0
+    recorded_ranges = 0
