@@ -122,6 +122,9 @@ int64_t FastLoopCompact(const Constants& c, Code* codes, uint8_t* k, const float
   int64_t nonfinite = 0;
   __m512i largest_k = _mm512_setzero_si512();
   for (int64_t i = 0; i < n; i += 64) {
+    Prefetch(g + i + kAhead, 64 * sizeof(float));
+    Prefetch(codes + i + kAhead, 64 * sizeof(Code));
+    Prefetch(k + i + kAhead, 64);
     const Moment moment = MoveMoment(c, _mm512_loadu_si512(k + i), g + i, index + i, whole,
                                      rest_high, rest_low);
     const __m128i quarter[4] = {_mm512_castsi512_si128(moment.k),
