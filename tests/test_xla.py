@@ -420,12 +420,309 @@ def test_a_weight_is_read_and_written_within_a_loop():
     assert_same(codes.numpy(), (start + 3 * 2048).astype(np.int16))
 
 
+# --- The optimizer's step -------------------------------------------------------------
+
+
+def apply_madam(weight, scale, v, exponent, grad, step, fmt, **options):
+    """The op on variables, with what most tests do not care about filled in."""
+    scalars = {"learning_rate": 2.0**-6, "weight_decay": 0.0, "seed": 0, "cap": -1, "floor": -1}
+    scalars = {k: options.pop(k, value) for k, value in scalars.items()}
+    return ops().lns_apply_madam(
+        weight.handle,
+        scale,
+        v.handle,
+        (v if exponent is None else exponent).handle,
+        grad,
+        options.pop("grad_scale", 1.0),
+        tf.cast(scalars["learning_rate"], tf.float32),
+        tf.cast(scalars["weight_decay"], tf.float32),
+        tf.cast(step, tf.int64),
+        tf.cast(scalars["seed"], tf.int64),
+        tf.cast(scalars["cap"], tf.int32),
+        tf.cast(scalars["floor"], tf.int32),
+        Tweight=weight.dtype,
+        Tmoment=v.dtype,
+        **attributes(fmt),
+        **options,
+    )
+
+
+def gradients(n, steps, seed=0):
+    """Many octaves, some exact zeros, some hostile; the last bits vary."""
+    rng = np.random.default_rng(seed)
+    for t in range(steps):
+        g = (rng.standard_normal(n) * np.exp2(rng.integers(-6, 3, n))).astype(F32)
+        g[rng.random(n) < 0.1] = 0
+        hostile = np.concatenate([SPECIAL, NANS, [1e-20, -3e-30, 1e25]]).astype(F32)
+        g[: hostile.size] = np.roll(hostile, t)
+        yield g
+
+
+# Steps far into a run; with them the power of beta goes through each of its bits.
+LATE_STEPS = [1, 2, 3, 4, 5, 6, 7, 1000, 4095, 65535, 65536, 2**31 + 7, 2**62 + 1]
+
+MADAM_OPTIONS = [
+    {},
+    {"rounding": "stochastic", "seed": -77, "learning_rate": 2.0**-9},
+    {"weight_decay": 0.7, "learning_rate": 0.011},
+    {"floor": 20000, "weight_decay": 0.3, "learning_rate": 0.3, "rounding": "stochastic"},
+    {"cap": 30000, "learning_rate": -0.17},
+    {"round_gradient": True, "learning_rate": 2.0**-11},
+    {"beta": 0.9, "g_bound": 3.3, "learning_rate": 0.049},
+    {"beta": 0.5, "learning_rate": 1e30},
+    {"learning_rate": 1e-39, "weight_decay": 1e-39, "rounding": "stochastic"},
+]
+
+
+@pytest.mark.parametrize("moment", ["float32", "int8"])
+@pytest.mark.parametrize("options", MADAM_OPTIONS, ids=str)
+def test_madam_step_by_step(options, moment):
+    fmt = LNSFormat(16, 2048)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-fmt.max_code, fmt.max_code + 1, 1500).astype(np.int16)
+    codes[:20] = 0
+    codes[20:24] = [fmt.max_code, -fmt.max_code, 1, -1]
+    weight, v = tf.Variable(codes), tf.Variable(np.zeros(codes.shape, moment))
+    exponent = None
+    state = np.zeros(codes.shape, F32)
+    if moment == "int8":
+        exponent = tf.Variable(np.int32(-(2**31)))
+        state = reference.CompactMoment(np.zeros(codes.shape, np.int8), None)
+    names = ("beta", "g_bound", "rounding", "round_gradient")
+    static = {k: options[k] for k in names if k in options}
+    dynamic = {k: value for k, value in options.items() if k not in static}
+    seed = dynamic.pop("seed", 3)
+
+    @tf.function(jit_compile=True)
+    def update(grad, step, seed):
+        return apply_madam(
+            weight, 1.0, v, exponent, grad, step, fmt, seed=seed, **dynamic, **static
+        )
+
+    for step, grad in zip(LATE_STEPS, gradients(codes.size, len(LATE_STEPS)), strict=True):
+        bad = update(grad, tf.constant(step, tf.int64), tf.constant(seed + step, tf.int64))
+        codes, state, nonfinite = reference.madam_step(
+            codes,
+            grad,
+            state,
+            step=step,
+            format=fmt,
+            seed=seed + step,
+            **({"learning_rate": 2.0**-6} | dynamic | static),
+        )
+        context = f"step {step} of {options}"
+        if moment == "int8":
+            assert_same(v.numpy(), state.k, context)
+            assert exponent.numpy() == (-(2**31) if state.exponent is None else state.exponent)
+        else:
+            assert_same(v.numpy(), state, context)
+        assert_same(weight.numpy(), codes, context)
+        assert bad.numpy() == nonfinite
+
+
+def test_madam_on_every_kind_of_weight():
+    """Narrow codes and float32 values on the grid; scales of the gradient's own format."""
+    formats = [LNSFormat(8, 8), LNSFormat(12, 128), LNSFormat(16, 2048)]
+    grad_formats = [LNSFormat(5, 1), LNSFormat(8, 8)]
+    shape = (6, 5, 40)
+    rng = np.random.default_rng(4)
+    scale = F32(2.0**-12)
+    cases = []
+    for n, fmt in enumerate(formats):
+        for kind in (fmt.dtype, "float32"):
+            codes = rng.integers(-fmt.max_code, fmt.max_code + 1, shape).astype(fmt.dtype)
+            values = reference.decode(codes, scale, fmt)
+            weight = tf.Variable(values if kind == "float32" else codes)
+            axis = ([], [2], [1, 2])[n]
+            cases.append([fmt, grad_formats[n % 2], axis, weight, codes, np.zeros(shape, F32)])
+    moments = [tf.Variable(np.zeros(shape, F32)) for _ in cases]
+
+    @tf.function(jit_compile=True)
+    def update(grad, step):
+        counts = []
+        for (fmt, grad_fmt, axis, weight, *_), v in zip(cases, moments, strict=True):
+            grad_scale = ops().lns_scale(grad, axis=axis, **attributes(grad_fmt))
+            counts.append(
+                apply_madam(
+                    weight,
+                    scale,
+                    v,
+                    None,
+                    grad,
+                    step,
+                    fmt,
+                    grad_scale=grad_scale,
+                    grad_bits=grad_fmt.bits,
+                    grad_base_factor=grad_fmt.base_factor,
+                    grad_axis=axis,
+                    grad_underflow="flush",
+                    learning_rate=0.13,
+                )
+            )
+        return counts
+
+    for step, flat in enumerate(gradients(np.prod(shape), 6), 1):
+        grad = flat.reshape(shape)
+        counts = update(grad, tf.constant(step, tf.int64))
+        for case, v, count in zip(cases, moments, counts, strict=True):
+            fmt, grad_fmt, axis, weight, codes, state = case
+            seen = reference.quantize(grad, grad_fmt, axis=axis or None, underflow="flush")
+            seen = np.where(np.isinf(grad), grad, seen)
+            codes, state, nonfinite = reference.madam_step(
+                codes, seen, state, step=step, learning_rate=0.13, format=fmt
+            )
+            case[4:] = codes, state
+            assert_same(v.numpy(), state, f"{fmt} step {step}")
+            if weight.dtype == tf.float32:
+                codes = reference.decode(codes, scale, fmt)
+            assert_same(weight.numpy(), codes, f"{fmt} step {step}")
+            assert count.numpy() == nonfinite
+
+
+def test_a_float_weight_off_the_grid_moves_to_it():
+    fmt = LNSFormat(16, 2048)
+    x = np.concatenate([random_floats(500, 1), SPECIAL, NANS])
+    weight, v = tf.Variable(x), tf.Variable(np.zeros_like(x))
+    jit(lambda: apply_madam(weight, 0.25, v, None, np.zeros_like(x), 1, fmt))
+    assert_same(weight.numpy(), reference.quantize(np.where(np.isnan(x), F32(0), x), fmt, 0.25))
+
+
+def test_one_byte_moment_follows_fading_and_growing_gradients():
+    fmt = LNSFormat(16, 2048)
+    n = 400
+    codes = np.full(n, 20000, np.int16)
+    weight, v = tf.Variable(codes), tf.Variable(np.zeros(n, np.int8))
+    exponent = tf.Variable(np.int32(-(2**31)))
+    state = reference.CompactMoment(np.zeros(n, np.int8), None)
+
+    @tf.function(jit_compile=True)
+    def update(grad, step):
+        return apply_madam(weight, 1.0, v, exponent, grad, step, fmt, seed=step)
+
+    rng = np.random.default_rng(0)
+    sizes = [0.0, 0.0, 1.0, 1e-4, 1e-12, 1e-30, 1e-37, 0.0, 1e-3, 1e10, 1e19, 3e38, 1.0, 0.0]
+    for step, size in enumerate(sizes, 1):
+        grad = (rng.standard_normal(n) * size).clip(-3e38, 3e38).astype(F32)
+        update(grad, tf.constant(step, tf.int64))
+        codes, state, _ = reference.madam_step(
+            codes, grad, state, step=step, learning_rate=2.0**-6, format=fmt, seed=step
+        )
+        assert_same(v.numpy(), state.k, f"step {step}")
+        assert exponent.numpy() == (-(2**31) if state.exponent is None else state.exponent)
+        assert_same(weight.numpy(), codes, f"step {step}")
+
+
+@pytest.mark.parametrize("moment", ["float32", "int8"])
+def test_madam_writes_nothing_where_the_cpu_refuses(moment):
+    fmt = LNSFormat(8, 8)
+    codes = np.arange(-100, 100).astype(np.int8)
+    grad = np.linspace(-1, 1, codes.size).astype(F32)
+    weight, v = tf.Variable(codes), tf.Variable(np.ones(codes.shape, moment))
+    values = tf.Variable(reference.decode(codes, 1.0, fmt))
+    exponent = tf.Variable(np.int32(5)) if moment == "int8" else None
+
+    @tf.function(jit_compile=True)
+    def update(rate, decay, step, scale, grad_scale, cap, floor):
+        for w in (weight, values):
+            apply_madam(
+                w,
+                scale,
+                v,
+                exponent,
+                grad,
+                step,
+                fmt,
+                grad_scale=grad_scale,
+                grad_bits=8,
+                grad_base_factor=8,
+                learning_rate=rate,
+                weight_decay=decay,
+                cap=cap,
+                floor=floor,
+            )
+
+    good = [0.1, 0.0, 3, 1.0, 0.01, -1, -1]
+    bad = [(0, np.nan), (0, np.inf), (1, np.nan), (1, -np.inf), (2, 0), (2, -(2**63))]
+    bad += [(3, 0.0), (3, np.nan), (4, -1.0), (4, np.inf), (5, 127), (6, 127)]
+    types = [tf.float32, tf.float32, tf.int64, tf.float32, tf.float32, tf.int32, tf.int32]
+    for place, value in [*bad, (0, 8.0)]:
+        args = [*good[:place], value, *good[place + 1 :]]
+        update(*(tf.constant(a, t) for a, t in zip(args, types, strict=True)))
+        changed = (place, value) == (0, 8.0)
+        assert np.any(weight.numpy() != codes) == changed, (place, value)
+        assert np.any(values.numpy() != reference.decode(codes, 1.0, fmt)) == changed
+        assert np.any(v.numpy() != 1) == changed, (place, value)
+        assert exponent is None or changed or exponent.numpy() == 5
+
+
+def test_additive_step():
+    n = 1500
+    w = random_floats(n, 6)
+    w[:1000] = np.random.default_rng(1).standard_normal(1000)
+    plans = [(0.01, 0.0, 0.999), (-0.3, 0.1, 0.9), (1e30, 1e10, 0.999), (1e-30, -2.0, 0.5)]
+    variables = [(tf.Variable(w), tf.Variable(np.zeros(n, F32))) for _ in plans]
+    states = [(w, np.zeros(n, F32)) for _ in plans]
+
+    @tf.function(jit_compile=True)
+    def update(grad, step, rates, decays):
+        return [
+            ops().lns_apply_madam_additive(
+                w.handle, v.handle, grad, rates[i], decays[i], step, beta=plans[i][2]
+            )
+            for i, (w, v) in enumerate(variables)
+        ]
+
+    rates, decays = [p[0] for p in plans], [p[1] for p in plans]
+    for step, grad in zip(LATE_STEPS, gradients(n, len(LATE_STEPS), 2), strict=True):
+        bad = update(grad, tf.constant(step, tf.int64), tf.constant(rates), tf.constant(decays))
+        for i, (rate, decay, beta) in enumerate(plans):
+            *states[i], nonfinite = reference.additive_step(
+                states[i][0],
+                grad,
+                states[i][1],
+                step=step,
+                learning_rate=rate,
+                beta=beta,
+                weight_decay=decay,
+            )
+            assert_same(variables[i][1].numpy(), states[i][1], f"{plans[i]} step {step}")
+            assert_same(variables[i][0].numpy(), states[i][0], f"{plans[i]} step {step}")
+            assert bad[i].numpy() == nonfinite
+    before = [x.numpy() for x in variables[0]]
+    for rate, decay, step in [(np.nan, 0.0, 1), (0.1, np.inf, 1), (0.1, 0.1, 0)]:
+        update(grad, tf.constant(step, tf.int64), [rate] * 4, [decay] * 4)
+    assert_same(variables[0][0].numpy(), before[0])
+    assert_same(variables[0][1].numpy(), before[1])
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"beta": 1.0},
+        {"g_bound": -1.0},
+        {"grad_bits": 1},
+        {"grad_bits": 8, "grad_base_factor": 8, "grad_axis": [3]},
+        {"grad_bits": 8, "grad_base_factor": 8, "grad_scale": [1.0, 1.0]},
+        {"grad": np.ones(4, F32)},
+        {"cap": [1, 2]},
+    ],
+    ids=str,
+)
+def test_static_mistakes_in_a_step_are_refused(mistake):
+    weight, v = tf.Variable(np.ones(3, np.int8)), tf.Variable(np.zeros(3, F32))
+    grad = mistake.pop("grad", np.ones(3, F32))
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
+        jit(lambda: apply_madam(weight, 1.0, v, None, grad, 1, LNSFormat(8, 8), **mistake))
+
+
 # --- No way back to the host ----------------------------------------------------------
 
 
 def test_compiled_code_stays_on_the_device():
     fmt = LNSFormat(16, 2048)
     codes = tf.Variable(np.ones((8, 8), np.int16))
+    moments = [tf.Variable(np.zeros((8, 8), t)) for t in ("float32", "int8")]
+    exponent = tf.Variable(np.int32(0))
 
     @tf.function(jit_compile=True)
     def step(x):
@@ -434,7 +731,9 @@ def test_compiled_code_stays_on_the_device():
         y, _ = ops().lns_quantize_dynamic(x @ w, seed, bits=8, base_factor=8, rounding="stochastic")
         c = ops().lns_encode(y, 1.0, seed, Tcode="int16", **attributes(fmt))
         ops().lns_assign_variable(codes.handle, 1.0, y, seed, Tcode="int16", **attributes(fmt))
+        for v in moments:
+            apply_madam(codes, 1.0, v, exponent, y, 1, fmt, rounding="stochastic")
         return ops().lns_decode(c, 1.0, **attributes(fmt))
 
-    text = step.experimental_get_compiler_ir(np.ones((8, 8), F32))(stage="hlo")
+    text = step.experimental_get_compiler_ir(np.ones((8, 8), F32))(stage="optimized_hlo")
     assert not re.search(r"custom-call|outfeed|infeed|\bsend\b|\brecv\b|callback", text)

@@ -60,6 +60,10 @@ REGISTER_OP("LnsApplyMadam")
     .Doc(R"(
 One LNS-Madam step on one weight, in place: tf_lns.reference.madam_step.
 
+A learning rate or weight decay that is not finite, a step below 1, an invalid scale, a cap or floor
+above the largest exponent are refused with InvalidArgument; under XLA, which cannot refuse values,
+nothing is written.
+
 weight: Variable of int8 or int16 codes; or of float32 values on the grid, which are encoded,
   moved and decoded (values off the grid move to it).
 scale: Scale of the storage format, a scalar.
@@ -100,7 +104,8 @@ REGISTER_OP("LnsApplyMadamAdditive")
     })
     .Doc(R"(
 The additive step of float32 variables that are no LNS weights (biases, norm scales), with the same
-normalised gradient: tf_lns.reference.additive_step.
+normalised gradient: tf_lns.reference.additive_step. A learning rate or weight decay that is not
+finite and a step below 1 are refused with InvalidArgument; under XLA nothing is written.
 )");
 
 }  // namespace

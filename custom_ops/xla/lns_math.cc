@@ -105,8 +105,9 @@ XlaOp EncodeMagnitude(const CodecPlan& plan, XlaOp magnitude, XlaOp scale, XlaOp
   if (plan.rounding == Rounding::kNearest) {
     exponent = NearestExponent(format.base_factor, ratio);
   } else {
-    exponent = StochasticExponent(format.base_factor, ratio,
-                                  RandomBits(Dimensions(magnitude), seed));
+    exponent = StochasticExponent(
+        format.base_factor, ratio,
+        RandomBits(FlatIndex(seed.builder(), Dimensions(magnitude)), seed));
   }
   const XlaOp top = Scalar(exponent, format.max_exponent());
   exponent = Select(Ge(ratio, Scalar(ratio, kInfBits)), top, exponent);
@@ -210,7 +211,13 @@ XlaOp CountTrue(XlaOp predicate) {
 
 // --- Random numbers -----------------------------------------------------------------
 
-XlaOp RandomBits(absl::Span<const int64_t> dims, XlaOp seed) {
+XlaOp FlatIndex(::xla::XlaBuilder* builder, absl::Span<const int64_t> dims) {
+  const int64_t count =
+      std::accumulate(dims.begin(), dims.end(), int64_t{1}, std::multiplies<int64_t>());
+  return Reshape(Iota(builder, ::xla::U32, count), dims);
+}
+
+XlaOp RandomBits(XlaOp index, XlaOp seed) {
   // splitmix64 of the seed gives the two keys.
   XlaOp key = Convert(seed, ::xla::U64);
   const auto u64 = [&](uint64_t value) { return Scalar(key, value); };
@@ -220,9 +227,7 @@ XlaOp RandomBits(absl::Span<const int64_t> dims, XlaOp seed) {
   key = key ^ (key >> u64(31));
   const XlaOp key0 = ToU32(key & u64(0xFFFFFFFFull)), key1 = ToU32(key >> u64(32));
 
-  const int64_t count =
-      std::accumulate(dims.begin(), dims.end(), int64_t{1}, std::multiplies<int64_t>());
-  XlaOp x = Reshape(Iota(seed.builder(), ::xla::U32, count), dims) ^ key0;
+  XlaOp x = index ^ key0;
   const auto u32 = [&](uint32_t value) { return Scalar(x, value); };
   x = (x ^ (x >> u32(16))) * u32(kRandomMultiplier0);
   x = x + key1;

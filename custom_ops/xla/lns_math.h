@@ -62,8 +62,11 @@ XlaOp CountTrue(XlaOp predicate);  // as S64
 
 // --- Random numbers -----------------------------------------------------------------
 
-// reference.random_bits for a tensor of these sizes; `seed` is an S64 scalar.
-XlaOp RandomBits(absl::Span<const int64_t> dims, XlaOp seed);
+// Flat indices of a tensor of these sizes, U32.
+XlaOp FlatIndex(::xla::XlaBuilder* builder, absl::Span<const int64_t> dims);
+
+// reference.random_bits at these indices; `seed` is an S64 scalar.
+XlaOp RandomBits(XlaOp index, XlaOp seed);
 
 // --- Scales -------------------------------------------------------------------------
 
