@@ -25,6 +25,8 @@ struct CodecPlan {
   RandomKey key;
   // Quantize only: let Inf pass, as NaN always does, in place of saturating it.
   bool pass_infinity = false;
+  // Write floats past the caches: for results too large to be found there later.
+  bool around_cache = false;
 
   CodecPlan() = default;
   explicit LNS_INLINE CodecPlan(const Format& f)

@@ -35,19 +35,13 @@ class EncodeOp : public OpKernel {
     char* out = static_cast<char*>(codes->data());
     const int64_t size = tensorflow::DataTypeSize(codes->dtype());
     FirstPosition first_nan;
-    Parallel(ctx, x.NumElements(), 0.6, [&](int64_t begin, int64_t end) {
-      const auto piece = [&](int64_t at, int64_t count, int64_t first, int stride) {
-        const int64_t nan = Codec().encode(plan, in + at, scales + first, stride, at,
-                                           out + at * size, count);
-        if (nan >= 0) first_nan.Report(at + nan);
-      };
-      view.ForEachPiece(
-          begin, end,
-          [&](int64_t at, int64_t count, int64_t first) { piece(at, count, first, 0); },
-          [&](int64_t at, int64_t count, int64_t first) {
-            piece(at, count, first, 1);
-          });
-    });
+    ParallelUnderScales(
+        ctx, view, scales, x.NumElements(), 0.5,
+        [&](int64_t at, int64_t count, const float* factor, int stride) {
+          const int64_t nan =
+              Codec().encode(plan, in + at, factor, stride, at, out + at * size, count);
+          if (nan >= 0) first_nan.Report(at + nan);
+        });
     OP_REQUIRES(ctx, first_nan.get() < 0,
                 InvalidArgument("x must not hold NaN; the first one is at flat index ",
                                 first_nan.get()));
@@ -76,25 +70,21 @@ class DecodeOp : public OpKernel {
     OP_REQUIRES_OK(ctx, CheckScale(scale, layout_, codes.shape()));
     Tensor* x;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, codes.shape(), &x));
+    CodecPlan plan = plan_;
+    plan.around_cache = WriteAroundCache(*x);
 
     const char* in = static_cast<const char*>(codes.data());
     const int64_t size = tensorflow::DataTypeSize(codes.dtype());
     const float* scales = scale.flat<float>().data();
     float* out = x->flat<float>().data();
     FirstPosition first_bad;
-    Parallel(ctx, codes.NumElements(), 0.4, [&](int64_t begin, int64_t end) {
-      const auto piece = [&](int64_t at, int64_t count, int64_t first, int stride) {
-        const int64_t bad = Codec().decode(plan_, in + at * size, scales + first,
-                                           stride, out + at, count);
-        if (bad >= 0) first_bad.Report(at + bad);
-      };
-      view.ForEachPiece(
-          begin, end,
-          [&](int64_t at, int64_t count, int64_t first) { piece(at, count, first, 0); },
-          [&](int64_t at, int64_t count, int64_t first) {
-            piece(at, count, first, 1);
-          });
-    });
+    ParallelUnderScales(
+        ctx, view, scales, codes.NumElements(), 0.3,
+        [&](int64_t at, int64_t count, const float* factor, int stride) {
+          const int64_t bad =
+              Codec().decode(plan, in + at * size, factor, stride, out + at, count);
+          if (bad >= 0) first_bad.Report(at + bad);
+        });
     OP_REQUIRES(
         ctx, first_bad.get() < 0,
         InvalidArgument("codes must lie in -", plan_.format.max_code(), "..",
@@ -125,7 +115,7 @@ class RequantizeOp : public OpKernel {
     const int64_t in_size = tensorflow::DataTypeSize(codes.dtype());
     const int64_t out_size = tensorflow::DataTypeSize(requantized->dtype());
     FirstPosition first_bad;
-    Parallel(ctx, codes.NumElements(), 0.4, [&](int64_t begin, int64_t end) {
+    Parallel(ctx, codes.NumElements(), 0.3, [&](int64_t begin, int64_t end) {
       const int64_t bad = Codec().requantize(from_, to_, in + begin * in_size,
                                              out + begin * out_size, end - begin);
       if (bad >= 0) first_bad.Report(begin + bad);

@@ -1,5 +1,6 @@
 #include "kernels/op_helpers.h"
 
+#include <algorithm>
 #include <mutex>
 
 #include "kernels/dispatch.h"
@@ -110,16 +111,23 @@ Status CheckScale(const Tensor& scale, const ScaleLayout& layout,
   return absl::OkStatus();
 }
 
+bool WriteAroundCache(const Tensor& output) {
+  constexpr size_t kLarge = 32 << 20;  // a large share of a last-level cache
+  return output.TotalBytes() >= kLarge;
+}
+
 void Parallel(OpKernelContext* ctx, int64_t n, double nanoseconds_per_element,
               const std::function<void(int64_t, int64_t)>& work) {
   constexpr int64_t kAlign = 64;
-  constexpr double kSmallestPiece =
-      20000.0;  // ns, well above the cost of waking a thread
+  // Work below which waking a thread does not pay, in nanoseconds.
+  constexpr double kSmallestPiece = 50000.0;
+  // So many pieces per thread that one held up by other work does not hold up the rest.
+  constexpr int64_t kPiecesPerThread = 16;
   auto* pool = ctx->device()->tensorflow_cpu_worker_threads()->workers;
   const int threads = pool->NumThreads();
   const double total = n * nanoseconds_per_element;
-  const int64_t pieces =
-      std::min<int64_t>(threads * 4, static_cast<int64_t>(total / kSmallestPiece));
+  const int64_t pieces = std::min<int64_t>(
+      threads * kPiecesPerThread, static_cast<int64_t>(total / kSmallestPiece));
   if (threads <= 1 || pieces <= 1) {
     if (n > 0) work(0, n);
     return;
@@ -128,20 +136,62 @@ void Parallel(OpKernelContext* ctx, int64_t n, double nanoseconds_per_element,
   pool->ParallelFor(n, tsl::thread::ThreadPool::SchedulingParams::Fixed(block), work);
 }
 
+namespace {
+
+// Where channels are innermost and few, a row of scales is too short for the kernels'
+// vectors: how often to repeat it.
+int64_t RowRepeats(const ScaleView& view) {
+  constexpr int64_t kLongRow = 512;
+  const bool rows = view.vector_size == 0 && view.inner == 1 && view.channels > 1;
+  if (!rows || view.channels >= kLongRow) return 1;
+  return std::min(view.outer, (kLongRow + view.channels - 1) / view.channels);
+}
+
+}  // namespace
+
+void ParallelUnderScales(
+    OpKernelContext* ctx, const ScaleView& view, const float* scales, int64_t n,
+    double nanoseconds_per_element,
+    const std::function<void(int64_t, int64_t, const float*, int)>& work) {
+  ScaleView rows = view;
+  std::vector<float> repeated;
+  if (const int64_t repeats = RowRepeats(view); repeats > 1) {
+    for (int64_t i = 0; i < repeats; ++i) {
+      repeated.insert(repeated.end(), scales, scales + view.channels);
+    }
+    scales = repeated.data();
+    rows.channels *= repeats;
+  }
+  Parallel(ctx, n, nanoseconds_per_element, [&](int64_t begin, int64_t end) {
+    rows.ForEachPiece(
+        begin, end,
+        [&](int64_t at, int64_t count, int64_t first) {
+          work(at, count, scales + first, 0);
+        },
+        [&](int64_t at, int64_t count, int64_t first) {
+          work(at, count, scales + first, 1);
+        });
+  });
+}
+
 void AbsMaxPerScale(OpKernelContext* ctx, const float* x, const ScaleView& view,
                     float* largest) {
   const int64_t scales = view.scales();
   std::fill(largest, largest + scales, 0.0f);
+  ScaleView rows = view;
+  rows.channels *= RowRepeats(view);
+  // A thread's own maxima, unless they take more memory than the sharing is worth.
+  const int64_t row_scales = rows.scales();
+  const bool own_maxima = row_scales <= 65536;
   std::mutex mutex;
   Parallel(ctx, view.elements(), 0.1, [&](int64_t begin, int64_t end) {
     // A maximum does not depend on the order, so neither does the result on the
     // threads.
-    const bool few = scales <= 65536;
-    std::vector<float> own(few ? scales : 0, 0.0f);
+    std::vector<float> own(own_maxima ? row_scales : 0, 0.0f);
     std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
-    if (!few) lock.lock();
-    float* out = few ? own.data() : largest;
-    view.ForEachPiece(
+    if (!own_maxima) lock.lock();
+    float* out = own_maxima ? own.data() : largest;
+    rows.ForEachPiece(
         begin, end,
         [&](int64_t at, int64_t count, int64_t scale) {
           out[scale] = std::max(out[scale], Codec().abs_max(x + at, count));
@@ -149,9 +199,13 @@ void AbsMaxPerScale(OpKernelContext* ctx, const float* x, const ScaleView& view,
         [&](int64_t at, int64_t count, int64_t scale) {
           Codec().abs_max_lanes(x + at, out + scale, count);
         });
-    if (few) {
+    if (own_maxima) {
       lock.lock();
-      for (int64_t i = 0; i < scales; ++i) largest[i] = std::max(largest[i], own[i]);
+      for (int64_t row = 0; row < row_scales; row += scales) {
+        for (int64_t i = 0; i < scales; ++i) {
+          largest[i] = std::max(largest[i], own[row + i]);
+        }
+      }
     }
   });
 }
@@ -165,21 +219,19 @@ void ScaleOf(OpKernelContext* ctx, const Format& format, bool power_of_two,
   }
 }
 
-void QuantizeTensor(OpKernelContext* ctx, const CodecPlan& plan, const ScaleView& view,
+void QuantizeTensor(OpKernelContext* ctx, CodecPlan plan, const ScaleView& view,
                     const Tensor& x, const Tensor& scale, Tensor* y) {
+  // In place, the memory is in the cache already.
+  plan.around_cache = x.data() != y->data() && WriteAroundCache(*y);
   const float* in = x.flat<float>().data();
   const float* scales = scale.flat<float>().data();
   float* out = y->flat<float>().data();
-  const double cost = plan.rounding == Rounding::kStochastic ? 2.0 : 0.5;
-  Parallel(ctx, x.NumElements(), cost, [&](int64_t begin, int64_t end) {
-    const auto piece = [&](int64_t at, int64_t count, int64_t first, int stride) {
-      Codec().quantize(plan, in + at, scales + first, stride, at, out + at, count);
-    };
-    view.ForEachPiece(
-        begin, end,
-        [&](int64_t at, int64_t count, int64_t first) { piece(at, count, first, 0); },
-        [&](int64_t at, int64_t count, int64_t first) { piece(at, count, first, 1); });
-  });
+  const double cost = plan.rounding == Rounding::kStochastic ? 1.0 : 0.25;
+  ParallelUnderScales(ctx, view, scales, x.NumElements(), cost,
+                      [&](int64_t at, int64_t count, const float* factor, int stride) {
+                        Codec().quantize(plan, in + at, factor, stride, at, out + at,
+                                         count);
+                      });
 }
 
 }  // namespace lns

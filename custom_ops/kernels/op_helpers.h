@@ -62,10 +62,22 @@ Status GetScalar(OpKernelContext* ctx, int index, const char* name, T* value) {
   return absl::OkStatus();
 }
 
+// Whether an output is so large that its start is gone from the caches once its end is
+// written; see CodecPlan::around_cache.
+bool WriteAroundCache(const Tensor& output);
+
 // Runs work(begin, end) over pieces of [0, n) on TensorFlow's own threads. Pieces start
 // at multiples of 64, so that their borders do not share cache lines.
 void Parallel(OpKernelContext* ctx, int64_t n, double nanoseconds_per_element,
               const std::function<void(int64_t, int64_t)>& work);
+
+// Runs work(offset, count, scale, scale_stride) over all n elements of a tensor in
+// pieces that lie under one scale (stride 0) or under one each (stride 1), on
+// TensorFlow's own threads.
+void ParallelUnderScales(
+    OpKernelContext* ctx, const ScaleView& view, const float* scales, int64_t n,
+    double nanoseconds_per_element,
+    const std::function<void(int64_t, int64_t, const float*, int)>& work);
 
 // Keeps the smallest of the positions reported by any thread.
 class FirstPosition {
@@ -91,7 +103,7 @@ void ScaleOf(OpKernelContext* ctx, const Format& format, bool power_of_two,
              const Tensor& x, const ScaleView& view, Tensor* scale);
 
 // Quantizes x under its scale into y.
-void QuantizeTensor(OpKernelContext* ctx, const CodecPlan& plan, const ScaleView& view,
+void QuantizeTensor(OpKernelContext* ctx, CodecPlan plan, const ScaleView& view,
                     const Tensor& x, const Tensor& scale, Tensor* y);
 
 }  // namespace lns

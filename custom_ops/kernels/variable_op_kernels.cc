@@ -40,8 +40,10 @@ class ReadVariableOp : public OpKernel {
     const char* in = static_cast<const char*>(stored.data());
     const int64_t size = tensorflow::DataTypeSize(dtype_);
     float* out = value->flat<float>().data();
-    Parallel(ctx, stored.NumElements(), 0.4, [&](int64_t begin, int64_t end) {
-      Codec().read(stored_, plan_, in + begin * size, scale, out + begin, end - begin);
+    CodecPlan plan = plan_;
+    plan.around_cache = WriteAroundCache(*value);
+    Parallel(ctx, stored.NumElements(), 0.3, [&](int64_t begin, int64_t end) {
+      Codec().read(stored_, plan, in + begin * size, scale, out + begin, end - begin);
     });
   }
 
@@ -90,7 +92,7 @@ class AssignVariableOp : public OpKernel {
     char* out = static_cast<char*>(encoded.data());
     const int64_t size = tensorflow::DataTypeSize(dtype_);
     FirstPosition first_nan;
-    Parallel(ctx, value.NumElements(), 0.6, [&](int64_t begin, int64_t end) {
+    Parallel(ctx, value.NumElements(), 0.5, [&](int64_t begin, int64_t end) {
       const int64_t nan = Codec().encode(plan, in + begin, &scale, 0, begin,
                                          out + begin * size, end - begin);
       if (nan >= 0) first_nan.Report(begin + nan);
