@@ -1,0 +1,123 @@
+"""Training step with W, A, E and G quantized against the FP32 step with Keras' Adam.
+
+    python benchmarks/bench_step.py [--rounds 60] [--jit] [--json FILE]
+
+Both steps are Keras' own train functions on the same batch, run in turn; the figure is the
+median ratio. `parts` shows what each piece of the LNS step adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+import tf_lns  # noqa: E402
+from common import interleaved, ratio  # noqa: E402
+
+layers = keras.layers
+
+
+def conv_net() -> tuple[keras.Model, tuple[int, ...], int]:
+    """Two convolutions on 28x28 images, batch 128."""
+    model = keras.Sequential(
+        [
+            layers.Input((28, 28, 1)),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+    return model, (28, 28, 1), 128
+
+
+def mlp() -> tuple[keras.Model, tuple[int, ...], int]:
+    """Four layers of 1024, 4.2 million parameters, batch 32."""
+    dense = [layers.Dense(1024, activation="relu") for _ in range(4)]
+    model = keras.Sequential([layers.Input((1024,)), *dense, layers.Dense(10)])
+    return model, (1024,), 32
+
+
+NETS = {"conv_net": conv_net, "mlp_4m": mlp}
+
+
+def step_of(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer, shape, batch: int, jit: bool
+) -> Callable[[], object]:
+    """A function that runs one training step of Keras' own train function."""
+    model.compile(
+        optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit
+    )
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.standard_normal((batch, *shape)), tf.float32)
+    y = tf.constant(rng.integers(0, 10, batch), tf.int32)
+    data = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
+    model.make_train_function()
+    return lambda: float(model.train_function(data)["loss"])
+
+
+def rivals(net: Callable, jit: bool, parts: bool) -> dict[str, Callable[[], object]]:
+    """The FP32 step, the LNS step and, with `parts`, the LNS step without some quantizers."""
+    keras.utils.set_random_seed(0)
+    model, shape, batch = net()
+
+    def lns(optimizer=None, **config):
+        converted = tf_lns.quantize_model(model, tf_lns.LNSConfig(**config))
+        return step_of(converted, optimizer or tf_lns.LNSMadam(), shape, batch, jit)
+
+    def plain(optimizer):
+        return step_of(keras.models.clone_model(model), optimizer, shape, batch, jit)
+
+    work = {"fp32_adam": plain(keras.optimizers.Adam(1e-3)), "lns": lns()}
+    work["lns_1_byte_v"] = lns(tf_lns.LNSMadam(second_moment="lns8:4"))
+    if parts:
+        work["fp32_sgd"] = plain(keras.optimizers.SGD(1e-3))
+        work["weights_only"] = lns(activations=None, errors=None, gradients=None)
+        work["weights_and_gradients"] = lns(activations=None, errors=None)
+        work["without_errors"] = lns(errors=None)
+        work["without_activations"] = lns(activations=None)
+    return work
+
+
+def run(rounds: int = 60, jit: bool = False, parts: bool = False) -> dict[str, dict[str, float]]:
+    """Ratios to FP32 with Adam, and the FP32 step's time in ms, for each net."""
+    results = {}
+    for name, net in NETS.items():
+        times = interleaved(rivals(net, jit, parts), rounds, warmup=5)
+        results[name] = {rival: ratio(times, rival, "fp32_adam") for rival in times}
+        results[name]["fp32_adam_ms"] = 1000 * statistics.median(times["fp32_adam"])
+    return results
+
+
+def main() -> None:
+    """Prints the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--jit", action="store_true")
+    parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    results = run(arguments.rounds, arguments.jit, arguments.parts)
+    for net, figures in results.items():
+        print(net)
+        for name, value in figures.items():
+            print(f"  {name:24s} {value:8.3f}{' ms' if name.endswith('_ms') else 'x'}")
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(results, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
