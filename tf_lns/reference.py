@@ -560,8 +560,10 @@ def compact_growth(beta: float) -> np.ndarray:
 
 
 def compact_draws(seed: int, count: int) -> np.ndarray:
-    """16 uniform bits per element, int64. Four elements share the 32 bits of one draw:
-    element i takes two bytes of draw ``i // 4``, from byte ``i % 4`` on, round the end."""
+    """16 uniform bits per element, int64; four elements share the 32 bits of one draw.
+
+    Element i takes two bytes of draw ``i // 4``, from byte ``i % 4`` on, round the end.
+    """
     i = np.arange(count)
     word = random_bits(seed, -(-count // 4)).astype(np.int64)[i // 4]
     return ((word | word << 32) >> (8 * (i % 4))) & 0xFFFF

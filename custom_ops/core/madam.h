@@ -29,7 +29,8 @@ constexpr int kCompactHighest = 23;
 constexpr int kCompactEntries = kCompactHighest - kCompactLowest + 1;
 // What k may reach within a step, before ShiftCompact.
 constexpr int kCompactLargest = 151;
-// Bounds of the tensor's exponent. Gradients of at most 2^63 stay far below the highest.
+// Bounds of the tensor's exponent. Gradients of at most 2^63 stay far below the
+// highest.
 constexpr int kCompactLowestExponent = -120;
 constexpr int kCompactHighestExponent = 140;
 constexpr uint64_t kCompactSeed = 0x5851F42D4C957F2Dull;
@@ -41,7 +42,9 @@ LNS_INLINE float NoTiny(float x) { return std::fabs(x) < kTiny ? 0.0f : x; }
 // x, or 0 where it is tiny, negative or NaN.
 LNS_INLINE float Positive(float x) { return x >= kTiny ? x : 0.0f; }
 
-LNS_INLINE float Clip(float x, float bound) { return std::min(std::max(x, -bound), bound); }
+LNS_INLINE float Clip(float x, float bound) {
+  return std::min(std::max(x, -bound), bound);
+}
 
 // 1 - beta^step in float64; the power by repeated squaring, as every device does.
 double BiasCorrection(float beta, int64_t step);
@@ -124,7 +127,7 @@ LNS_INLINE int32_t GradientEighths(const CompactTables& tables, float g) {
 // The tensor's exponent at its first non-zero gradient, one octave of headroom
 // included.
 LNS_INLINE int32_t FirstCompactExponent(const CompactTables& tables,
-                                    float largest_gradient) {
+                                        float largest_gradient) {
   const int32_t top = GradientEighths(tables, largest_gradient) + tables.first;
   return std::max(-((-top) >> 2) + 1, kCompactLowestExponent);  // ceil(top / 4) + 1
 }
@@ -135,10 +138,10 @@ LNS_INLINE uint32_t CompactDraw(const RandomKey& key, uint64_t index) {
   return static_cast<uint32_t>((word | word << 32) >> (8 * (index % 4))) & 0xFFFFu;
 }
 
-// g_hat of a finite gradient; moves *k, 0..127 (a byte above counts as 0) to 0..151, until
-// ShiftCompact has run over the tensor.
-LNS_INLINE float NormalizedGradientCompact(const MadamPlan& plan, float g, uint64_t index,
-                                       uint8_t* k_in_out) {
+// g_hat of a finite gradient; moves *k, 0..127 (a byte above counts as 0) to 0..151,
+// until ShiftCompact has run over the tensor.
+LNS_INLINE float NormalizedGradientCompact(const MadamPlan& plan, float g,
+                                           uint64_t index, uint8_t* k_in_out) {
   const CompactTables& tables = *plan.compact;
   const int32_t k = *k_in_out <= 127 ? *k_in_out : 0;
   int32_t added = kCompactLowest;  // k of (1-beta) g^2
@@ -178,7 +181,7 @@ LNS_INLINE uint8_t ShiftCompact(uint8_t k, int32_t shift) {
 
 // The code after a step with g_hat. `index` is the flat index, for the random draw.
 LNS_INLINE int32_t StepCode(const MadamPlan& plan, int32_t code, float g_hat,
-                        uint64_t index) {
+                            uint64_t index) {
   if (code == 0) return 0;
   if (plan.round_gradient) g_hat = std::nearbyint(g_hat);
   int32_t exponent = (code < 0 ? -code : code) - 1;

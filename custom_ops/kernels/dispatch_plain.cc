@@ -6,9 +6,9 @@
 namespace lns {
 namespace {
 
-constexpr InstructionSet kBestFirst[] = {
-    InstructionSet::kAvx512Vbmi, InstructionSet::kAvx512, InstructionSet::kAvx2,
-    InstructionSet::kPlain};
+constexpr InstructionSet kBestFirst[] = {InstructionSet::kAvx512Vbmi,
+                                         InstructionSet::kAvx512, InstructionSet::kAvx2,
+                                         InstructionSet::kPlain};
 
 InstructionSet Select() {
   const char* wanted = std::getenv("TF_LNS_CPU");

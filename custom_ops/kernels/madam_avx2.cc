@@ -101,7 +101,9 @@ LANES_INLINE int Count(M m) {
 }
 LANES_INLINE F Keep(M m, F x) { return _mm256_and_ps(AsFloat(m.bits), x); }
 LANES_INLINE I KeepInt(M m, I x) { return And(m.bits, x); }
-LANES_INLINE I SelectInt(M m, I yes, I no) { return _mm256_blendv_epi8(no, yes, m.bits); }
+LANES_INLINE I SelectInt(M m, I yes, I no) {
+  return _mm256_blendv_epi8(no, yes, m.bits);
+}
 LANES_INLINE F AddWhere(M m, F a, F b) { return Add(a, Keep(m, b)); }
 LANES_INLINE F ReciprocalRootWhere(M m, F x) { return Keep(m, _mm256_rsqrt_ps(x)); }
 LANES_INLINE F FlushDenormals(F x) {
@@ -165,8 +167,8 @@ LANES_INLINE W PackSaturated(I a, I b) {
   return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
 }
 
-// Codes after steps in -32767..32767: the sign stays, and 0; magnitudes stay within 1 and
-// `top` and, if `capped`, do not grow past `cap`.
+// Codes after steps in -32767..32767: the sign stays, and 0; magnitudes stay within 1
+// and `top` and, if `capped`, do not grow past `cap`.
 LANES_INLINE W MoveCodes(W old, W step, W top, W cap, bool capped) {
   const W magnitude = _mm256_abs_epi16(old);
   if (capped) top = MaxWide(cap, magnitude);

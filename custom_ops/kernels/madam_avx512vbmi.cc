@@ -1,5 +1,5 @@
-// The LNS-Madam step with AVX-512 VBMI: that of madam_avx512.cc, and a faster one for the
-// one-byte second moment, whose table of 128 entries fits byte permutes.
+// The LNS-Madam step with AVX-512 VBMI: that of madam_avx512.cc, and a faster one for
+// the one-byte second moment, whose table of 128 entries fits byte permutes.
 
 #if defined(__x86_64__)
 
@@ -88,8 +88,8 @@ LANES_INLINE Moment MoveMoment(const Constants& c, __m512i old, const float* g,
 
 // Steps of 16 codes, in the direction of the code.
 template <bool kDecay, bool kStochastic>
-LANES_INLINE I CompactStepLanes(const Constants& c, __m128i k, F g, I sign, uint64_t index,
-                                M* doubtful) {
+LANES_INLINE I CompactStepLanes(const Constants& c, __m128i k, F g, I sign,
+                                uint64_t index, M* doubtful) {
   const MadamPlan& plan = c.plan;
   const I wide = _mm512_cvtepu8_epi32(k);
   const F over_root = AsFloat(Sub(Lookup16(c.over_root, wide), ShiftLeft<20>(wide)));
@@ -125,19 +125,18 @@ int64_t FastLoopCompact(const Constants& c, Code* codes, uint8_t* k, const float
     Prefetch(g + i + kAhead, 64 * sizeof(float));
     Prefetch(codes + i + kAhead, 64 * sizeof(Code));
     Prefetch(k + i + kAhead, 64);
-    const Moment moment = MoveMoment(c, _mm512_loadu_si512(k + i), g + i, index + i, whole,
-                                     rest_high, rest_low);
-    const __m128i quarter[4] = {_mm512_castsi512_si128(moment.k),
-                                _mm512_extracti32x4_epi32(moment.k, 1),
-                                _mm512_extracti32x4_epi32(moment.k, 2),
-                                _mm512_extracti32x4_epi32(moment.k, 3)};
+    const Moment moment = MoveMoment(c, _mm512_loadu_si512(k + i), g + i, index + i,
+                                     whole, rest_high, rest_low);
+    const __m128i quarter[4] = {
+        _mm512_castsi512_si128(moment.k), _mm512_extracti32x4_epi32(moment.k, 1),
+        _mm512_extracti32x4_epi32(moment.k, 2), _mm512_extracti32x4_epi32(moment.k, 3)};
     M doubtful = NoLanes();
     I steps[4];
     for (int j = 0; j < 4; ++j) {
       const int64_t at = i + 16 * j;
       const I sign = kDecay || kStochastic ? SignBits(codes + at) : SetInt(0);
-      steps[j] = CompactStepLanes<kDecay, kStochastic>(c, quarter[j], Load(g + at), sign,
-                                                       index + at, &doubtful);
+      steps[j] = CompactStepLanes<kDecay, kStochastic>(c, quarter[j], Load(g + at),
+                                                       sign, index + at, &doubtful);
     }
     if (__builtin_expect(moment.doubtful || Any(doubtful), 0)) {
       nonfinite += ExactStepCompact(c, codes + i, k + i, g + i, index + i, 64);

@@ -84,13 +84,12 @@ CompactTables::CompactTables(float beta_f32) : eighths(&Tables::Of(8)) {
     growth[i] = static_cast<int32_t>(
         std::nearbyint(std::max(4.0 * std::log2(grown), -1.0 * kBias) * unit));
     const int32_t rest = unit - 1 - (growth[i] & (unit - 1));
-    growth_whole[i] =
-        static_cast<uint8_t>((growth[i] >> kCompactFractionBits) + kBias);
+    growth_whole[i] = static_cast<uint8_t>((growth[i] >> kCompactFractionBits) + kBias);
     growth_rest_high[i] = static_cast<uint8_t>(rest >> 8);
     growth_rest_low[i] = static_cast<uint8_t>(rest & 255);
   }
-  // Each of 16 buckets of the mantissa holds at most one of the 8 thresholds; the addend
-  // puts that on a multiple of 2^20.
+  // Each of 16 buckets of the mantissa holds at most one of the 8 thresholds; the
+  // addend puts that on a multiple of 2^20.
   for (uint32_t i = 0; i < 16; ++i) {
     const uint32_t begin = i << 19, end = begin + (1 << 19);
     uint32_t below = 0, inside = end;

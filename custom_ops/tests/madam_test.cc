@@ -47,7 +47,8 @@ bool Same(const std::vector<T>& a, const std::vector<T>& b, size_t* where) {
   return true;
 }
 
-// A state and a gradient; codes lie one element into their buffer, so nothing is aligned.
+// A state and a gradient; codes lie one element into their buffer, so nothing is
+// aligned.
 template <typename Code>
 struct State {
   std::vector<Code> codes;
@@ -68,15 +69,17 @@ float TieGradient(const MadamPlan& plan, float v, Random* random) {
   const double square = left > 0.0 ? ratio * plan.beta * v / left : 1.0;
   const float g = static_cast<float>(std::min(std::sqrt(square), 1e18));
   const uint32_t near = random->Below(5) - 2;
-  return FromBits(Bits(g) + (g > 1e-18f ? near : 0)) * (random->Below(2) ? 1.0f : -1.0f);
+  return FromBits(Bits(g) + (g > 1e-18f ? near : 0)) *
+         (random->Below(2) ? 1.0f : -1.0f);
 }
 
 template <typename Code>
 State<Code> Make(const MadamPlan& plan, Gradients kind, int64_t n, Random* random) {
-  const uint32_t special[] = {0,          1,          0x007FFFFF, 0x00800000, 0x00800001,
-                              0x1F800000, 0x20000000, 0x5EFFFFFF, 0x5F000000, 0x5F000001,
-                              0x5F7FFFFF, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000,
-                              0x7FFFFFFF, 0x3F800000, 0x41200000, 0x3F800001, 0x3F7FFFFF};
+  const uint32_t special[] = {0,          1,          0x007FFFFF, 0x00800000,
+                              0x00800001, 0x1F800000, 0x20000000, 0x5EFFFFFF,
+                              0x5F000000, 0x5F000001, 0x5F7FFFFF, 0x7F7FFFFF,
+                              0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF,
+                              0x3F800000, 0x41200000, 0x3F800001, 0x3F7FFFFF};
   State<Code> s;
   const int32_t top = plan.format.max_code();
   for (int64_t i = 0; i < n; ++i) {
@@ -121,16 +124,17 @@ State<Code> Make(const MadamPlan& plan, Gradients kind, int64_t n, Random* rando
   return s;
 }
 
-std::string Describe(const MadamPlan& plan, Gradients kind, int64_t n, const char* set) {
+std::string Describe(const MadamPlan& plan, Gradients kind, int64_t n,
+                     const char* set) {
   char text[256];
-  std::snprintf(text, sizeof(text),
-                "%s n %ld bits %d kind %d rate %g decay %g bound %g beta %g %s%s cap %d "
-                "floor %d E %d",
-                set, static_cast<long>(n), plan.format.bits, static_cast<int>(kind),
-                plan.rate, plan.weight_decay, plan.g_bound, plan.beta,
-                plan.rounding == Rounding::kStochastic ? "stochastic" : "nearest",
-                plan.round_gradient ? " rounded" : "", plan.cap, plan.floor,
-                plan.exponent);
+  std::snprintf(
+      text, sizeof(text),
+      "%s n %ld bits %d kind %d rate %g decay %g bound %g beta %g %s%s cap %d "
+      "floor %d E %d",
+      set, static_cast<long>(n), plan.format.bits, static_cast<int>(kind), plan.rate,
+      plan.weight_decay, plan.g_bound, plan.beta,
+      plan.rounding == Rounding::kStochastic ? "stochastic" : "nearest",
+      plan.round_gradient ? " rounded" : "", plan.cap, plan.floor, plan.exponent);
   return text;
 }
 
@@ -148,7 +152,8 @@ void Compare(InstructionSet set, const MadamPlan& plan, Gradients kind, int64_t 
         kMadamPlain.step(plan, a.codes.data() + 1, a.v.data() + 1, g, index, n);
     const int64_t bad_b =
         kernels.step(plan, b.codes.data() + 1, b.v.data() + 1, g, index, n);
-    const bool good = bad_a == bad_b && Same(a.codes, b.codes, &at) && Same(a.v, b.v, &at);
+    const bool good =
+        bad_a == bad_b && Same(a.codes, b.codes, &at) && Same(a.v, b.v, &at);
     Check(good, "step: " + what + " at " + std::to_string(at));
     if (!good && failed < 10) {
       std::printf("  code %d g %a v %a -> %d or %d, v %a or %a, bad %ld %ld\n",
@@ -161,8 +166,8 @@ void Compare(InstructionSet set, const MadamPlan& plan, Gradients kind, int64_t 
     int32_t top_a = -1, top_b = -1;
     const int64_t bad_a = kMadamPlain.step_compact(plan, a.codes.data() + 1,
                                                    a.k.data() + 1, g, index, n, &top_a);
-    const int64_t bad_b = kernels.step_compact(plan, b.codes.data() + 1, b.k.data() + 1, g,
-                                               index, n, &top_b);
+    const int64_t bad_b = kernels.step_compact(plan, b.codes.data() + 1, b.k.data() + 1,
+                                               g, index, n, &top_b);
     const bool good = bad_a == bad_b && top_a == top_b && Same(a.codes, b.codes, &at) &&
                       Same(a.k, b.k, &at);
     Check(good, "compact: " + what + " at " + std::to_string(at));
@@ -188,10 +193,11 @@ void Compare(InstructionSet set, const MadamPlan& plan, Gradients kind, int64_t 
   }
 }
 
-MadamPlan RandomPlan(Random* random, const std::vector<std::unique_ptr<CompactTables>>& tables,
+MadamPlan RandomPlan(Random* random,
+                     const std::vector<std::unique_ptr<CompactTables>>& tables,
                      const std::vector<float>& betas) {
-  const Format formats[] = {{16, 2048}, {8, 8}, {16, 4096}, {10, 32}, {2, 1}, {5, 2},
-                            {7, 4},     {12, 128}, {9, 1}};
+  const Format formats[] = {{16, 2048}, {8, 8}, {16, 4096}, {10, 32}, {2, 1},
+                            {5, 2},     {7, 4}, {12, 128},  {9, 1}};
   const float rates[] = {0x1p-4f, 0x1p-7f, 0.0123f, 1.0f,    0.0f,
                          -0.01f,  1e-30f,  1e30f,   40000.f, 0x1.8p-11f};
   const float decays[] = {0.0f, 0.0f, 0.0f, 0.01f, -0.5f, 1e-9f, 1e-12f, 1e-38f, 1e30f};
@@ -229,12 +235,12 @@ void Millions(InstructionSet set, const CompactTables& tables, Random* random) {
 }
 
 void Run() {
-  std::vector<float> betas = {0.999f, 0.999f, 0.9f, 0.5f, 0.99999f, 0.01f,
-                              FromBits(0x3F7FFFFFu), 1e-30f};
+  std::vector<float> betas = {
+      0.999f, 0.999f, 0.9f, 0.5f, 0.99999f, 0.01f, FromBits(0x3F7FFFFFu), 1e-30f};
   std::vector<std::unique_ptr<CompactTables>> tables;
   for (float beta : betas) tables.push_back(std::make_unique<CompactTables>(beta));
-  for (InstructionSet set : {InstructionSet::kAvx2, InstructionSet::kAvx512,
-                             InstructionSet::kAvx512Vbmi}) {
+  for (InstructionSet set :
+       {InstructionSet::kAvx2, InstructionSet::kAvx512, InstructionSet::kAvx512Vbmi}) {
     if (!Supported(set)) {
       std::printf("this CPU has no %s\n", Name(set));
       continue;
@@ -246,7 +252,8 @@ void Run() {
         const MadamPlan plan = RandomPlan(&random, tables, betas);
         const Gradients kind = static_cast<Gradients>(random.Below(4));
         const int64_t n = round < 200 ? round : 500 + random.Below(200);
-        const uint64_t index = round % 3 == 0 ? random.Below(1000) : 64 * random.Below(99);
+        const uint64_t index =
+            round % 3 == 0 ? random.Below(1000) : 64 * random.Below(99);
         if (plan.format.bits <= 8) {
           Compare<int8_t>(set, plan, kind, n, index, &random);
         } else {
