@@ -11,7 +11,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.core.framework import types_pb2
+from tensorflow.core.framework import types_pb2, versions_pb2
+from tensorflow.core.protobuf import saved_object_graph_pb2
 from tensorflow.python.eager import record
 from tensorflow.python.framework import auto_control_deps_utils, cpp_shape_inference_pb2
 from tensorflow.python.framework import tensor_shape as tf_tensor_shape
@@ -53,6 +54,16 @@ def record_read(value: tf.Tensor, handle: tf.Tensor) -> None:
     )
 
 
+def write_plain_object(proto: Any) -> None:
+    """Declares a SavedModel's node an object that is no more than its children."""
+    proto.user_object.CopyFrom(
+        saved_object_graph_pb2.SavedUserObject(
+            identifier="_generic_user_object",
+            version=versions_pb2.VersionDef(producer=1, min_consumer=1),
+        )
+    )
+
+
 @contextlib.contextmanager
 def late_creation() -> Iterator[None]:
     """Outside of the function being traced, where variables may be made at any trace.
@@ -80,7 +91,12 @@ def register_unvectorized(op_name: str) -> None:
 
     @parallel_for.RegisterPFor(op_name)
     def _convert(pfor_input: Any) -> Any:
-        raise ValueError(f"{op_name} cannot run inside tf.vectorized_map on a varying handle.")
+        op = pfor_input.op
+        inputs = [pfor_input.unstacked_input(i) for i in range(len(op.inputs))]
+        same = parallel_for._create_op(
+            op.type, inputs, [x.dtype for x in op.outputs], attrs=op.node_def.attr
+        )
+        return [parallel_for.wrap(x, False) for x in same.outputs]
 
 
 # ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ control flow and compiled functions treat both as float variables.
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_lns import keras_hooks, reference
+from tf_lns import keras_hooks, ops, reference
 from tf_lns.formats import LNSFormat
 from tf_lns.ops.variable import assign_variable, read_variable
 
@@ -57,16 +58,22 @@ def weight_scale(values: np.ndarray, storage: LNSFormat) -> np.float32:
         ValueError: `values` are not all finite.
     """
     flat = np.asarray(values, np.float32).reshape(-1)
-    if not np.isfinite(np.sum(np.abs(flat), dtype=np.float64)):
-        raise ValueError("Weights must be finite to be stored in LNS. Received: NaN or Inf.")
     largest, squares = 0.0, 0.0
     piece = 1 << 20
     for start in range(0, flat.size, piece):
         part = flat[start : start + piece].astype(np.float64)
         largest = max(largest, float(np.max(np.abs(part))))
         squares += float(np.dot(part, part))
-    rms = (squares / max(flat.size, 1)) ** 0.5
-    return reference.weight_scale_from(rms, largest, storage)
+    if not np.isfinite(squares):
+        raise ValueError("Weights must be finite to be stored in LNS. Received: NaN or Inf.")
+    return reference.weight_scale_from(
+        float(np.sqrt(squares / max(flat.size, 1))), largest, storage
+    )
+
+
+def _view(tensor: tf.Tensor) -> np.ndarray:
+    """An eager tensor as an array that shares its memory."""
+    return np.asarray(memoryview(tensor))
 
 
 class LNSCell(keras_hooks.BaseResourceVariable):
@@ -289,14 +296,12 @@ class LNSVariable(keras.Variable):
     # --- Storage ---------------------------------------------------------------------
 
     def _initialize(self, value: Any) -> None:
+        # Few steps and no names kept: large weights are made without further float copies.
         with tf.init_scope():
-            values = np.asarray(value() if callable(value) else value, np.float32)
-            scale = weight_scale(values, self._format)
+            values = tf.convert_to_tensor(value() if callable(value) else value, tf.float32)
+            scale = weight_scale(_view(values), self._format)
             codes = tf.Variable(
-                lambda: tf.zeros(values.shape, self._format.dtype),
-                trainable=False,
-                dtype=self._format.dtype,
-                name=self.name,
+                ops.encode(values, scale, self._format), trainable=False, name=self.name
             )
             self._value = LNSCell(
                 codes=codes,
@@ -307,7 +312,8 @@ class LNSVariable(keras.Variable):
                 aggregation=self._map_aggregation(self.aggregation),
                 synchronization=self._map_synchronization(self.synchronization),
             )
-            self._value.assign(values)
+            self._track_trackable(self._value, "codes")
+            self._track_trackable(self._value.scale, "scale")
 
     @property
     def cell(self) -> LNSCell:
@@ -357,17 +363,26 @@ class LNSVariable(keras.Variable):
 
     def _direct_assign(self, value: Any) -> None:
         value = tf.cast(value, tf.float32)
-        if tf.executing_eagerly() and tf.inside_function() is False:
+        if tf.executing_eagerly():
             self._fit_scale(value)
         self._value.assign(value)
 
     def _fit_scale(self, value: tf.Tensor) -> None:
-        """Chooses a new scale where `value` would be clipped, or lies far below the range."""
-        if not bool(tf.reduce_all(tf.math.is_finite(value))):
-            return  # the assignment itself will refuse it
-        wanted, present = weight_scale(value.numpy(), self._format), self.scale
-        if bool(tf.reduce_any(value != 0)) and not present / 16 <= wanted <= present:
+        """Chooses a new scale where `value` does not fit the range: some would be clipped."""
+        values, present = _view(value), self.scale
+        if not values.size:
+            return
+        wanted = weight_scale(values, self._format)
+        largest = max(float(values.max()), -float(values.min()))
+        if largest < reference.MIN_NORMAL:
+            return
+        top = float(present) * 2.0 ** ((self._format.max_exponent + 0.5) / self._format.base_factor)
+        if largest >= top:
             self._value.scale.assign(wanted)
+        elif wanted < present:
+            smallest = np.min(np.abs(values), initial=np.inf, where=values != 0)
+            if smallest < present * 2.0 ** (-0.5 / self._format.base_factor):
+                self._value.scale.assign(wanted)
 
     def assign_codes(self, codes: np.ndarray, scale: Any) -> None:
         """Sets codes and scale as they are.
@@ -418,15 +433,56 @@ class LNSVariable(keras.Variable):
             f"scale=2**{int(np.log2(self.scale))}>"
         )
 
+    # --- TensorFlow's checkpoints and SavedModels ----------------------------------------
+    # To them the variable is an object with two variables, `codes` and `scale`. (A variable
+    # cannot have children that a SavedModel restores.)
+
+    def _serialize_to_tensors(self) -> dict[str, Any]:
+        return {}
+
+    def _restore_from_tensors(self, restored_tensors: dict) -> Any:
+        return self._value
+
+    def _copy_trackable_to_cpu(self, object_map) -> None:
+        object_map.setdefault(self, self)
+
+    def _export_to_saved_model_graph(
+        self, object_map=None, tensor_map=None, options=None, **kwargs
+    ) -> list:
+        return []
+
+    def _write_object_proto(self, proto, options) -> None:
+        keras_hooks.write_plain_object(proto)
+
     def __deepcopy__(self, memo: dict) -> LNSVariable:
-        new = type(self)(
-            self.numpy(), trainable=self.trainable, name=self.name, format=self._format
-        )
-        new._path = self._path
-        new.assign_codes(self.codes, self.scale)
-        new._regularizer, new._constraint = self._regularizer, self._constraint
-        new.cell.seen = self.cell.seen
-        new.cell.gradient_format = self.cell.gradient_format
-        new.cell.gradient_options = dict(self.cell.gradient_options)
-        memo[id(self)] = new
+        rebuild, arguments = self.__reduce__()
+        memo[id(self)] = new = rebuild(*copy.deepcopy(arguments, memo))
         return new
+
+    def __reduce__(self) -> tuple:
+        settings = {
+            name: getattr(self, name)
+            for name in ("_path", "_regularizer", "_constraint", "_overwrite_with_gradient")
+        }
+        roles = {
+            name: getattr(self.cell, name)
+            for name in ("seen", "gradient_format", "gradient_options")
+        }
+        arguments = {
+            "trainable": self.trainable,
+            "autocast": self._autocast,
+            "aggregation": self.aggregation,
+            "synchronization": self.synchronization,
+            "name": self.name,
+            "format": self._format,
+        }
+        return _rebuild, (type(self), self.codes, self.scale, arguments, settings, roles)
+
+
+def _rebuild(cls, codes, scale, arguments, settings, roles) -> LNSVariable:
+    """A variable from what `LNSVariable.__reduce__` says of it."""
+    new = cls(lambda shape, dtype: tf.zeros(shape, dtype), shape=codes.shape, **arguments)
+    new.assign_codes(codes, scale)
+    vars(new).update(settings)
+    vars(new.cell).update(roles)
+    return new

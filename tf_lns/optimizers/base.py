@@ -180,15 +180,12 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
 
     def _gradient_format(
         self, state: WeightState, variable: Any
-    ) -> tuple[LNSFormat | None, tuple[int, ...], str]:
-        """Format, channel axes and underflow of Q_G on the gradient of an LNS weight."""
+    ) -> tuple[LNSFormat | None, dict[str, Any]]:
+        """Format of Q_G on the gradient of an LNS weight, and how it is applied."""
         if state.kind == "cell":
-            options = variable.gradient_options
-            axis = options.get("axis")
-            axes = () if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
-            return variable.gradient_format, axes, options.get("underflow", "clamp")
+            return variable.gradient_format, variable.gradient_options
         rank = len(variable.shape)
-        return self.gradients, (rank - 1,) if rank else (), "clamp"
+        return self.gradients, {"axis": (rank - 1,) if rank else ()}
 
     def _step(self) -> tf.Tensor:
         """Number of this step, from 1."""
@@ -265,12 +262,12 @@ def finite_gradient(gradient: Any) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def quantized_gradient(
-    gradient: tf.Tensor, format: LNSFormat | None, axis: tuple[int, ...], underflow: str
+    gradient: tf.Tensor, format: LNSFormat | None, options: dict[str, Any]
 ) -> tf.Tensor:
     """Q_G of a float32 gradient; the gradient itself where `format` is None."""
     if format is None:
         return gradient
-    return ops.quantize(gradient, format, axis=axis or None, underflow=underflow)
+    return ops.quantize(gradient, format, **{**options, "axis": options.get("axis") or None})
 
 
 def warn_of_zeros(variable: Any) -> None:

@@ -205,14 +205,18 @@ class LNSMadam(LNSOptimizer, keras.optimizers.Optimizer):
         self, state: WeightState, slot: _Slot, variable: Any, gradient: tf.Tensor, **common
     ) -> tf.Tensor:
         scale = tf.convert_to_tensor(state.scale)
-        format, axis, underflow = self._gradient_format(state, variable)
+        format, options = self._gradient_format(state, variable)
         of_gradient = {}
         if format is not None:
+            axis = options.get("axis") or ()
+            power_of_two = options.get("power_of_two", False)
             of_gradient = {
                 "gradient_format": format,
-                "gradient_scale": ops.scale_of(gradient, format, axis=axis or None),
-                "gradient_axis": axis,
-                "gradient_underflow": underflow,
+                "gradient_scale": ops.scale_of(
+                    gradient, format, axis=axis or None, power_of_two=power_of_two
+                ),
+                "gradient_axis": tuple(axis),
+                "gradient_underflow": options.get("underflow", "clamp"),
             }
         limits = {k: exponent_of(v, scale, state.format) for k, v in slot.limits.items()}
         compact = slot.exponent is not None
