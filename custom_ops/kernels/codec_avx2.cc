@@ -82,6 +82,9 @@ LNS_INLINE Ints ShiftRightSigned(Ints a) {
 // `a`, which is not negative, with the sign bit of `sign`.
 LNS_INLINE Ints WithSign(Ints a, Ints sign) { return Or(a, And(sign, Set(INT32_MIN))); }
 
+// Negates `a` where `sign` is negative. For a >= 0 that is 0 where `sign` is 0.
+LNS_INLINE Ints NegateLike(Ints a, Ints sign) { return _mm256_sign_epi32(a, sign); }
+
 LNS_INLINE Mask Greater(Ints a, Ints b) { return _mm256_cmpgt_epi32(a, b); }
 LNS_INLINE Mask Either(Mask a, Mask b) { return _mm256_or_si256(a, b); }
 LNS_INLINE Mask ButNot(Mask a, Mask b) { return _mm256_andnot_si256(b, a); }

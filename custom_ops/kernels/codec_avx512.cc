@@ -80,6 +80,12 @@ LNS_INLINE Ints WithSign(Ints a, Ints sign) {
   return _mm512_ternarylogic_epi32(a, sign, Set(INT32_MIN), 0xD8);  // sign bit ? b : a
 }
 
+// Negates `a` where `sign` is negative. For a >= 0 that is 0 where `sign` is 0.
+LNS_INLINE Ints NegateLike(Ints a, Ints sign) {
+  return _mm512_mask_sub_epi32(a, _mm512_movepi32_mask(sign), _mm512_setzero_si512(),
+                               a);
+}
+
 LNS_INLINE Mask Greater(Ints a, Ints b) { return _mm512_cmpgt_epi32_mask(a, b); }
 LNS_INLINE Mask Either(Mask a, Mask b) { return a | b; }
 LNS_INLINE Mask ButNot(Mask a, Mask b) { return a & ~b; }
