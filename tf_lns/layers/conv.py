@@ -13,17 +13,17 @@ from tf_lns.layers.registry import register_layer
 
 @register_layer(keras.layers.Conv1D)
 class LNSConv1D(LNSMixin, keras.layers.Conv1D):
-    """`keras.layers.Conv1D` with an integer kernel; arguments as there and `lns_config`."""
+    """`keras.layers.Conv1D` with an integer kernel; one more argument, `lns_config`."""
 
 
 @register_layer(keras.layers.Conv2D)
 class LNSConv2D(LNSMixin, keras.layers.Conv2D):
-    """`keras.layers.Conv2D` with an integer kernel; arguments as there and `lns_config`."""
+    """`keras.layers.Conv2D` with an integer kernel; one more argument, `lns_config`."""
 
 
 @register_layer(keras.layers.Conv3D)
 class LNSConv3D(LNSMixin, keras.layers.Conv3D):
-    """`keras.layers.Conv3D` with an integer kernel; arguments as there and `lns_config`."""
+    """`keras.layers.Conv3D` with an integer kernel; one more argument, `lns_config`."""
 
 
 class _Depthwise(LNSMixin):
@@ -37,16 +37,12 @@ class _Depthwise(LNSMixin):
 
 @register_layer(keras.layers.DepthwiseConv1D)
 class LNSDepthwiseConv1D(_Depthwise, keras.layers.DepthwiseConv1D):
-    """`keras.layers.DepthwiseConv1D` with an integer kernel; arguments as there and
-    `lns_config`.
-    """
+    """`keras.layers.DepthwiseConv1D` with an integer kernel; one more argument, `lns_config`."""
 
 
 @register_layer(keras.layers.DepthwiseConv2D)
 class LNSDepthwiseConv2D(_Depthwise, keras.layers.DepthwiseConv2D):
-    """`keras.layers.DepthwiseConv2D` with an integer kernel; arguments as there and
-    `lns_config`.
-    """
+    """`keras.layers.DepthwiseConv2D` with an integer kernel; one more argument, `lns_config`."""
 
 
 class _Transposed(LNSMixin):
@@ -59,23 +55,17 @@ class _Transposed(LNSMixin):
 
 @register_layer(keras.layers.Conv1DTranspose)
 class LNSConv1DTranspose(_Transposed, keras.layers.Conv1DTranspose):
-    """`keras.layers.Conv1DTranspose` with an integer kernel; arguments as there and
-    `lns_config`.
-    """
+    """`keras.layers.Conv1DTranspose` with an integer kernel; one more argument, `lns_config`."""
 
 
 @register_layer(keras.layers.Conv2DTranspose)
 class LNSConv2DTranspose(_Transposed, keras.layers.Conv2DTranspose):
-    """`keras.layers.Conv2DTranspose` with an integer kernel; arguments as there and
-    `lns_config`.
-    """
+    """`keras.layers.Conv2DTranspose` with an integer kernel; one more argument, `lns_config`."""
 
 
 @register_layer(keras.layers.Conv3DTranspose)
 class LNSConv3DTranspose(_Transposed, keras.layers.Conv3DTranspose):
-    """`keras.layers.Conv3DTranspose` with an integer kernel; arguments as there and
-    `lns_config`.
-    """
+    """`keras.layers.Conv3DTranspose` with an integer kernel; one more argument, `lns_config`."""
 
 
 class _Separable(LNSMixin):
@@ -116,13 +106,9 @@ class _Separable(LNSMixin):
 
 @register_layer(keras.layers.SeparableConv1D)
 class LNSSeparableConv1D(_Separable, keras.layers.SeparableConv1D):
-    """`keras.layers.SeparableConv1D` with integer kernels; arguments as there and
-    `lns_config`.
-    """
+    """`keras.layers.SeparableConv1D` with integer kernels; one more argument, `lns_config`."""
 
 
 @register_layer(keras.layers.SeparableConv2D)
 class LNSSeparableConv2D(_Separable, keras.layers.SeparableConv2D):
-    """`keras.layers.SeparableConv2D` with integer kernels; arguments as there and
-    `lns_config`.
-    """
+    """`keras.layers.SeparableConv2D` with integer kernels; one more argument, `lns_config`."""

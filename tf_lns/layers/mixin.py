@@ -10,6 +10,7 @@ format on the weight.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import threading
 from collections.abc import Callable, Iterator
@@ -19,8 +20,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_lns import keras_hooks, ops
+from tf_lns import keras_hooks, ops, reference
 from tf_lns.config import LNSConfig
+from tf_lns.formats import LNSFormat
 from tf_lns.roles import multiplies_activations, role_of
 from tf_lns.variable import LNSVariable, forward_reads
 
@@ -52,6 +54,17 @@ def calibration() -> Iterator[None]:
         _mode.calibration = previous
 
 
+@dataclasses.dataclass
+class _Call:
+    """A running `call` of a layer; a stack of them per thread."""
+
+    layer: Any
+    error_quantized: bool = False
+
+
+_MISSING = object()
+
+
 class LNSMixin(keras_hooks.AfterBuild):
     """Turns a Keras layer class into one that trains in LNS; stands before it among the bases.
 
@@ -68,6 +81,7 @@ class LNSMixin(keras_hooks.AfterBuild):
 
     quantized_inputs = 1
     recorded_ranges = 1
+    _integer_weights: frozenset[int] = frozenset()  # positions of weights saved as integers
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Puts the quantizers around `call`, whose signature gains `training`."""
@@ -79,6 +93,11 @@ class LNSMixin(keras_hooks.AfterBuild):
     def __init__(self, *args: Any, lns_config: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.lns_config = LNSConfig.get(lns_config)
+        if getattr(self.dtype_policy, "quantization_mode", None) is not None:
+            raise ValueError(
+                f"{type(self).__name__} has its own quantization; `dtype` must be a float policy. "
+                f"Received: dtype={self.dtype_policy.name!r}"
+            )
 
     # --- Weights -----------------------------------------------------------------------
 
@@ -91,21 +110,26 @@ class LNSMixin(keras_hooks.AfterBuild):
 
         A tensor that starts at zero stays float: no multiplicative update could move it.
         """
-        shape = kwargs.get("shape", args[0] if args else None) or ()
+        for arg in args:  # Keras' older forms: add_weight(shape), add_weight(name, shape)
+            kwargs.setdefault("name" if isinstance(arg, str) else "shape", arg)
+        shape = kwargs.get("shape") or ()
+        if not role_of(kwargs.get("name"), shape) or kwargs.get("trainable", True) is False:
+            return super().add_weight(**kwargs)
         dtype = keras.backend.standardize_dtype(kwargs.get("dtype") or self.variable_dtype)
-        if (
-            getattr(_mode, "float_build", False)
-            or len(args) > 1
-            or kwargs.get("trainable", True) is False
-            or dtype != "float32"
-            or not role_of(kwargs.get("name"), shape)
-        ):
-            return super().add_weight(*args, **kwargs)
+        if dtype != "float32":
+            raise ValueError(
+                f"Weights of {type(self).__name__} are integers that read as float32. Received: "
+                f"variables of dtype {dtype} in layer {self.name!r}. For half-precision products "
+                'use the dtype policy "mixed_float16" or "mixed_bfloat16".'
+            )
+        if getattr(_mode, "float_build", False):
+            return super().add_weight(**kwargs)
+        saved_as_integer = len(keras_hooks.own_variables(self)) in self._integer_weights
         initializer = keras.initializers.get(kwargs.get("initializer") or "glorot_uniform")
         with tf.init_scope():
             values = np.asarray(initializer(tuple(shape), dtype="float32"))
-        if not _any_normal(values):
-            return super().add_weight(*args, **kwargs)
+        if not saved_as_integer and not _any_normal(values):
+            return super().add_weight(**kwargs)
         with keras.name_scope(self.name, caller=self):
             variable = LNSVariable(
                 lambda shape, dtype: tf.convert_to_tensor(values),
@@ -147,6 +171,20 @@ class LNSMixin(keras_hooks.AfterBuild):
             self._mark(new)
             keras_hooks.replace_variable(self, variable, new)
 
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: a low-rank float product added to an integer kernel is on no grid."""
+        raise NotImplementedError(
+            f"{type(self).__name__} trains its integer kernel itself and has no LoRA. "
+            "Use tf_lns.strip and `enable_lora` on the Keras layer."
+        )
+
+    def quantize(self, mode: Any = None, **kwargs: Any) -> None:
+        """Refuses Keras' own quantization: the layer is quantized already."""
+        raise NotImplementedError(
+            f"{type(self).__name__} is quantized already. Received: mode={mode!r}. "
+            "Use tf_lns.strip to go back to the Keras layer first."
+        )
+
     @property
     def lns_variables(self) -> list[LNSVariable]:
         """The layer's own integer weights."""
@@ -162,7 +200,14 @@ class LNSMixin(keras_hooks.AfterBuild):
         for i in range(self.recorded_ranges):
             if not hasattr(self, f"input_range_{i}"):
                 with tf.init_scope():
-                    variable = tf.Variable(0.0, trainable=False, name=f"input_range_{i}")
+                    variable = tf.Variable(
+                        0.0,
+                        trainable=False,
+                        name=f"input_range_{i}",
+                        # On several devices: each its own, the mean where it is read or saved.
+                        synchronization=tf.VariableSynchronization.ON_READ,
+                        aggregation=tf.VariableAggregation.MEAN,
+                    )
                 setattr(self, f"input_range_{i}", variable)
 
     @property
@@ -189,30 +234,36 @@ class LNSMixin(keras_hooks.AfterBuild):
         options = {"power_of_two": config.power_of_two_scales}
         if config.activation_scale == "batch":
             return ops.quantize(x, format, **options)
-        factor = np.float32(2.0**-format.octaves)
+
+        def at_most(largest: Any) -> tf.Tensor:
+            """Q_A under the scale that puts `largest` at the top of the range."""
+            scale = ops.scale_of(tf.cast(largest, tf.float32), format, **options)
+            return ops.quantize(x, format, scale=scale)
+
         if config.activation_scale != "moving":
-            return ops.quantize(x, format, scale=np.float32(config.activation_scale) * factor)
+            return at_most(config.activation_scale)
         recorded = self.input_ranges[index]
         if getattr(_mode, "calibration", False) and tf.executing_eagerly():
             y, scale = ops.quantize_with_scale(x, format, **options)
-            recorded.assign(tf.maximum(recorded, _abs_max_of(scale, factor)))
+            recorded.assign(tf.maximum(recorded, _abs_max_of(x, scale, format)))
             return y
 
         def train() -> tf.Tensor:
             y, scale = ops.quantize_with_scale(x, format, **options)
-            seen = _abs_max_of(scale, factor)
-            moved = RANGE_MOMENTUM * recorded + (1 - RANGE_MOMENTUM) * seen
+            seen = _abs_max_of(x, scale, format)
+            present = tf.convert_to_tensor(recorded)
+            moved = RANGE_MOMENTUM * present + (1 - RANGE_MOMENTUM) * seen
             # A batch of zeros says nothing of the range.
-            recorded.assign(tf.where(seen == 0.0, recorded, tf.where(recorded == 0.0, seen, moved)))
+            recorded.assign(tf.where(seen == 0.0, present, tf.where(present == 0.0, seen, moved)))
             return y
 
         def infer() -> tf.Tensor:
-            scale = tf.cond(
-                recorded > 0.0,
-                lambda: tf.maximum(recorded * factor, np.float32(2.0**-126)),
-                lambda: ops.scale_of(x, format, **options),
+            present = tf.convert_to_tensor(recorded)
+            return tf.cond(
+                present > 0.0,
+                lambda: at_most(present),
+                lambda: ops.quantize(x, format, **options),
             )
-            return ops.quantize(x, format, scale=scale)
 
         if isinstance(training, tf.Tensor | tf.Variable | keras.Variable):
             return tf.cond(tf.cast(training, tf.bool), train, infer)
@@ -230,62 +281,98 @@ class LNSMixin(keras_hooks.AfterBuild):
             power_of_two=config.power_of_two_scales,
         )
 
-    @contextlib.contextmanager
-    def _errors_inside_activation(self) -> Iterator[list]:
-        """Puts Q_E between the product and the activation function, where dy is.
-
-        Yields:
-            A list that is not empty once the activation function has been called.
-        """
-        activation = self.__dict__.get("activation")
-        used: list[bool] = []
-        if not callable(activation) or isinstance(activation, keras.layers.Layer):
-            yield used
-            return
+    @property
+    def activation(self) -> Any:
+        """The activation function; inside `call` with Q_E before it, where dy is."""
+        function = vars(self).get("activation", _MISSING)
+        if function is _MISSING:  # a layer without one, or one that keeps it elsewhere
+            return super().activation
+        frames = getattr(_mode, "calls", ())
+        if not callable(function) or not frames or frames[-1].layer is not self:
+            return function
+        frame = frames[-1]
 
         def quantized(y: Any, *args: Any, **kwargs: Any) -> Any:
-            used.append(True)
-            return activation(self.quantize_error(y), *args, **kwargs)
+            frame.error_quantized = True
+            return function(self.quantize_error(y), *args, **kwargs)
 
-        self.__dict__["activation"] = quantized
-        try:
-            yield used
-        finally:
-            self.__dict__["activation"] = activation
+        return quantized
+
+    @activation.setter
+    def activation(self, function: Any) -> None:
+        vars(self)["activation"] = function
 
     # --- Saving --------------------------------------------------------------------------
 
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Keras' build config, and which weights are integers whatever their initializer."""
+        config = super().get_build_config()
+        if config is None:
+            return None
+        integer = [
+            i
+            for i, variable in enumerate(keras_hooks.own_variables(self))
+            if isinstance(variable, LNSVariable)
+        ]
+        return {**config, "integer_weights": integer}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Builds the layer with the kinds of weights that `get_build_config` named."""
+        config = dict(config)
+        self._integer_weights = frozenset(config.pop("integer_weights", ()))
+        super().build_from_config(config)
+
     def save_own_variables(self, store: Any) -> None:
-        """Saves codes and scale of integer weights, values of the others, input ranges."""
+        """Saves codes, scale and format of integer weights, values of the others, ranges."""
         for i, variable in enumerate(keras_hooks.own_variables(self)):
             if isinstance(variable, LNSVariable):
                 store[f"{i}"] = variable.codes
                 store[f"{i}_scale"] = variable.scale
+                store[f"{i}_format"] = np.array(dataclasses.astuple(variable.format), np.int32)
             else:
                 store[f"{i}"] = variable
         for i, recorded in enumerate(self.input_ranges):
             store[f"input_range_{i}"] = recorded.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        """Loads what `save_own_variables` wrote, or the file of the plain Keras layer."""
-        variables = keras_hooks.own_variables(self)
-        values = {key: store[key] for key in store.keys() if key.isdigit()}
-        keras_hooks.check_saved_count(self, values)
-        for i, variable in enumerate(variables):
+        """Loads what `save_own_variables` wrote, or the file of the plain Keras layer.
+
+        A weight becomes what the file has, integers or (where it is all zero) float32. Codes
+        of another storage format are decoded and encoded. A file without recorded ranges
+        leaves none.
+        """
+        keys = set(store.keys())
+        keras_hooks.check_saved_count(self, {k: store[k] for k in keys if k.isdigit()})
+        for i, variable in enumerate(keras_hooks.own_variables(self)):
             value = np.asarray(store[f"{i}"])
-            if f"{i}_scale" in store.keys():
-                codes = variable
-                if not isinstance(variable, LNSVariable):  # its initial values were zero
-                    codes = LNSVariable.from_variable(variable, self.lns_config.storage)
-                    self._mark(codes)
-                codes.assign_codes(value, np.asarray(store[f"{i}_scale"]))
-                if codes is not variable:
-                    keras_hooks.replace_variable(self, variable, codes)
+            if f"{i}_scale" in keys:
+                scale = np.asarray(store[f"{i}_scale"])
+                format = self.lns_config.storage
+                if f"{i}_format" in keys:
+                    format = LNSFormat(*np.asarray(store[f"{i}_format"]).tolist())
+                self._load_codes(variable, value, scale, format)
+            elif isinstance(variable, LNSVariable) and not _any_normal(value):
+                new = keras.Variable(value, name=variable.name, trainable=variable.trainable)
+                new.regularizer = variable.regularizer
+                keras_hooks.replace_variable(self, variable, new)
             else:
                 variable.assign(value)
         for i, recorded in enumerate(self.input_ranges):
-            if f"input_range_{i}" in store.keys():
-                recorded.assign(np.asarray(store[f"input_range_{i}"], np.float32))
+            key = f"input_range_{i}"
+            recorded.assign(np.asarray(store[key], np.float32) if key in keys else 0.0)
+
+    def _load_codes(
+        self, variable: keras.Variable, codes: np.ndarray, scale: np.ndarray, format: LNSFormat
+    ) -> None:
+        if not isinstance(variable, LNSVariable):  # its initial values were zero
+            new = LNSVariable.from_variable(variable, self.lns_config.storage)
+            self._mark(new)
+            keras_hooks.replace_variable(self, variable, new)
+            variable = new
+        if format == variable.format:
+            variable.assign_codes(codes, scale)
+        else:
+            variable.assign(reference.decode(codes, scale, format))
 
     def get_config(self) -> dict[str, Any]:
         """The Keras layer's config and `lns_config`."""
@@ -297,29 +384,45 @@ def _with_quantizers(call: Callable) -> Callable:
     signature = inspect.signature(call)
     takes_training = "training" in signature.parameters
     parameters = list(signature.parameters.values())
+    inputs = [p.name for p in parameters[1:]]
     if not takes_training:
         own = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=None)
         at = len(parameters)
         if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
             at -= 1
         parameters.insert(at, own)
+        signature = signature.replace(parameters=parameters)
 
-    def lns_call(self: Any, *args: Any, training: Any = None, **kwargs: Any) -> Any:
-        args = tuple(
-            self.quantize_activation(arg, i, training) if i < self.quantized_inputs else arg
-            for i, arg in enumerate(args)
-        )
-        if takes_training:
-            kwargs["training"] = training
-        with forward_reads(), self._errors_inside_activation() as used:
-            outputs = call(self, *args, **kwargs)
-        return outputs if used else keras.tree.map_structure(self.quantize_error, outputs)
+    def lns_call(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        self, values = args[0], given.arguments
+        training = values.get("training") if takes_training else values.pop("training", None)
+        for i, name in enumerate(inputs[: self.quantized_inputs]):
+            if name in values:
+                values[name] = self.quantize_activation(values[name], i, training)
+        with forward_reads(), _running(self) as frame:
+            outputs = call(*given.args, **given.kwargs)
+        if frame.error_quantized:
+            return outputs
+        return keras.tree.map_structure(self.quantize_error, outputs)
 
-    lns_call.__signature__ = signature.replace(parameters=parameters)
+    lns_call.__signature__ = signature
     lns_call.__doc__ = call.__doc__
     lns_call.__name__ = "call"
     lns_call.quantizes = True
     return lns_call
+
+
+@contextlib.contextmanager
+def _running(layer: Any) -> Iterator[_Call]:
+    """Puts a call of `layer` on this thread's stack."""
+    if not hasattr(_mode, "calls"):
+        _mode.calls = []
+    _mode.calls.append(_Call(layer))
+    try:
+        yield _mode.calls[-1]
+    finally:
+        _mode.calls.pop()
 
 
 def _is_float(x: Any) -> bool:
@@ -332,6 +435,12 @@ def _any_normal(values: np.ndarray) -> bool:
     return bool(np.any(np.abs(values) >= np.float32(2.0**-126)))
 
 
-def _abs_max_of(scale: tf.Tensor, factor: np.float32) -> tf.Tensor:
-    """The abs-max behind a scale; 0 for the scale 1 that an all-zero batch gets."""
-    return tf.where(scale == 1.0, 0.0, scale / factor)
+def _abs_max_of(x: tf.Tensor, scale: tf.Tensor, format: LNSFormat) -> tf.Tensor:
+    """The abs-max behind the scale that the op took from x; 0 where x is all zero."""
+
+    def look() -> tf.Tensor:  # the scale 1 may be that of an all-zero x, or of a large one
+        magnitude = tf.abs(tf.cast(x, tf.float32))
+        finite = tf.where(tf.math.is_finite(magnitude), magnitude, 0.0)
+        return tf.maximum(tf.reduce_max(finite), 0.0)  # of no element: -Inf
+
+    return tf.cond(scale == 1.0, look, lambda: scale / np.float32(2.0**-format.octaves))
