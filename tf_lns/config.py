@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Any
 
 import keras
 
 from tf_lns.formats import LNSFormat
-from tf_lns.ops.call import UNDERFLOWS, choice
+from tf_lns.ops.call import UNDERFLOWS, choice, flag
 
 _FORMATS = ("weights", "storage", "activations", "errors", "gradients")
 
@@ -33,7 +34,8 @@ class LNSConfig:
         activation_scale: Scale of Q_A outside of training: "moving" for a recorded one (the
             moving abs-max of training or of `tf_lns.calibrate`; the batch's own before
             either), "batch" always for the batch's own, or a positive float, the largest
-            magnitude that is represented (then in training too).
+            magnitude that is represented (then in training too). Training means `fit`, or
+            `model(x, training=True)` in a loop of your own.
         gradient_scale: "channel" for one scale of G per output channel, or "tensor".
         error_underflow: "clamp" keeps small errors at the smallest magnitude (the paper),
             "flush" makes them zero.
@@ -42,12 +44,12 @@ class LNSConfig:
         datapath: Reserved for the bit-true datapath; must be None in this version.
 
     Raises:
-        TypeError: A format is none.
+        TypeError: An argument has the wrong type.
         ValueError: An argument is out of range.
 
     Example:
-        >>> LNSConfig(gradients="lns5:2")
-        LNSConfig(weights=lns8:8, storage=lns16:2048, activations=lns8:8, errors=lns8:8, gradients=lns5:2)
+        >>> LNSConfig(gradients="lns5:2").gradients
+        LNSFormat(bits=5, base_factor=2)
     """
 
     weights: Any = LNSFormat(8, 8)
@@ -76,19 +78,22 @@ class LNSConfig:
         scale = self.activation_scale
         if isinstance(scale, str):
             choice(scale, "activation_scale", ("moving", "batch"))
-        elif isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
-            raise ValueError(
-                '`activation_scale` must be "moving", "batch" or a positive number. '
+        elif isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+            raise TypeError(
+                '`activation_scale` must be "moving", "batch" or a number. '
                 f"Received: activation_scale={scale!r}"
             )
+        elif not 2.0**-126 <= scale < 2.0**128:
+            raise ValueError(
+                "`activation_scale` must be positive and finite in float32. "
+                f"Received: activation_scale={scale!r}"
+            )
+        else:
+            object.__setattr__(self, "activation_scale", float(scale))
         choice(self.gradient_scale, "gradient_scale", ("channel", "tensor"))
         choice(self.error_underflow, "error_underflow", UNDERFLOWS)
         choice(self.gradient_underflow, "gradient_underflow", UNDERFLOWS)
-        if not isinstance(self.power_of_two_scales, bool):
-            raise TypeError(
-                "`power_of_two_scales` must be a bool. "
-                f"Received: power_of_two_scales={self.power_of_two_scales!r}"
-            )
+        flag(self.power_of_two_scales, "power_of_two_scales")
         if self.datapath is not None:
             raise ValueError(
                 "`datapath` must be None: products are computed in float32 on LNS values. "
@@ -107,9 +112,11 @@ class LNSConfig:
         if isinstance(value, cls):
             return value
         if isinstance(value, dict):
-            if "class_name" in value:
-                return keras.saving.deserialize_keras_object(value)
-            return cls.from_config(value)
+            if "class_name" not in value:
+                return cls.from_config(value)
+            config = keras.saving.deserialize_keras_object(value)
+            if isinstance(config, cls):
+                return config
         raise TypeError(f"A config must be an LNSConfig, a dict or None. Received: {value!r}")
 
     def replace(self, **changes: Any) -> LNSConfig:

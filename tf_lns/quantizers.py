@@ -7,6 +7,7 @@ y = q.error(x)              # forward: identity; gradient: quantized
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import keras
@@ -14,8 +15,15 @@ import tensorflow as tf
 
 from tf_lns import ops
 from tf_lns.formats import LNSFormat
-from tf_lns.ops.call import ROUNDINGS, UNDERFLOWS, choice, scale_layout
-from tf_lns.reference import scale_shape
+from tf_lns.ops.call import (
+    ROUNDINGS,
+    UNDERFLOWS,
+    axes_of,
+    check_vector_size,
+    choice,
+    flag,
+    integer,
+)
 
 
 @keras.saving.register_keras_serializable(package="tf_lns")
@@ -27,6 +35,7 @@ class LNSQuantizer:
     Args:
         format: `LNSFormat`, or its short form such as "lns8:8".
         scale: Fixed scale (smallest magnitude), or None for the abs-max of each input.
+            Errors always take their scale from themselves.
         axis: Axis or neighbouring axes with a scale per index; None for one scale.
         vector_size: With one `axis`: elements along it that share a scale.
         rounding: "nearest" or "stochastic".
@@ -51,20 +60,24 @@ class LNSQuantizer:
         seed: int | None = None,
     ):
         self.format = LNSFormat.get(format)
-        if scale is not None and not (
-            isinstance(scale, int | float) and 2.0**-126 <= scale < float("inf")
-        ):
-            raise ValueError(
-                f"`scale` must be finite and at least 2**-126, or None. Received: scale={scale!r}"
-            )
-        scale_layout(axis, vector_size, 255)  # raises for what is wrong whatever the rank
+        if scale is not None:
+            if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+                raise TypeError(f"`scale` must be a number or None. Received: scale={scale!r}")
+            if not 2.0**-126 <= scale < 2.0**128:
+                raise ValueError(
+                    "`scale` must be finite and at least 2**-126, or None. "
+                    f"Received: scale={scale!r}"
+                )
+            scale = float(scale)
+        check_vector_size(vector_size, axis)
+        axes = axes_of(axis)
         self.scale = scale
-        self.axis = tuple(axis) if isinstance(axis, list) else axis
-        self.vector_size = vector_size
+        self.axis = axes if isinstance(axis, list | tuple) else axes[0] if axes else None
+        self.vector_size = None if vector_size is None else integer(vector_size, "vector_size")
         self.rounding = choice(rounding, "rounding", ROUNDINGS)
         self.underflow = choice(underflow, "underflow", UNDERFLOWS)
-        self.power_of_two = bool(power_of_two)
-        self.seed = seed
+        self.power_of_two = flag(power_of_two, "power_of_two")
+        self.seed = None if seed is None else integer(seed, "seed")
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -77,15 +90,14 @@ class LNSQuantizer:
         }
 
     def __call__(self, x: Any) -> tf.Tensor:
-        """x at the nearest values of the format; see `tf_lns.ops.quantize`."""
-        scale = self.scale
-        if scale is not None and self.axis is not None:
-            x = tf.convert_to_tensor(x)
-            scale = tf.fill(scale_shape(x.shape, self.axis, self.vector_size), float(scale))
-        return ops.quantize(x, self.format, scale=scale, seed=self.seed, **self._options)
+        """Moves x to the nearest values of the format; see `tf_lns.ops.quantize`."""
+        if self.scale is None:
+            return ops.quantize(x, self.format, seed=self.seed, **self._options)
+        options = {**self._options, "axis": None, "vector_size": None}  # one scale for all
+        return ops.quantize(x, self.format, scale=self.scale, seed=self.seed, **options)
 
     def error(self, x: Any) -> tf.Tensor:
-        """x itself, whose gradient is quantized; see `tf_lns.ops.quantize_gradient`."""
+        """Returns x itself, whose gradient is quantized; see `tf_lns.ops.quantize_gradient`."""
         return ops.quantize_gradient(x, self.format, **self._options)
 
     def get_config(self) -> dict[str, Any]:
@@ -136,10 +148,13 @@ def get(value: Any) -> LNSQuantizer | None:
     """
     if value is None or isinstance(value, LNSQuantizer):
         return value
-    if isinstance(value, dict) and "class_name" in value:
-        return keras.saving.deserialize_keras_object(value)
     if isinstance(value, dict):
-        return LNSQuantizer.from_config(value)
+        if "class_name" not in value:
+            return LNSQuantizer.from_config(value)
+        quantizer = keras.saving.deserialize_keras_object(value)
+        if not isinstance(quantizer, LNSQuantizer):
+            raise TypeError(f"The dict is of no LNSQuantizer. Received: {value!r}")
+        return quantizer
     return LNSQuantizer(LNSFormat.get(value))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tf_lns.formats import LNSFormat
@@ -40,16 +42,25 @@ def call(name: str, *inputs: Any, **attrs: Any) -> Any:
     return getattr(load(), name)(*inputs, **attrs)
 
 
+def tensor_of(x: Any, name: str, wanted: str) -> tf.Tensor:
+    """`x` as a tensor.
+
+    Raises:
+        TypeError: TensorFlow makes no tensor of it.
+    """
+    try:
+        return tf.convert_to_tensor(x)
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        raise TypeError(f"`{name}` must be {wanted}. Received: {name}={x!r}") from error
+
+
 def float_tensor(x: Any, name: str) -> tuple[tf.Tensor, tf.DType]:
     """`x` as a float32 tensor, and the float dtype it had.
 
     Raises:
         TypeError: `x` is not of a float dtype.
     """
-    try:
-        tensor = tf.convert_to_tensor(x)
-    except (ValueError, TypeError) as error:
-        raise TypeError(f"`{name}` must be a float tensor. Received: {x!r}") from error
+    tensor = tensor_of(x, name, "a float tensor")
     if tensor.dtype not in FLOATS:
         raise TypeError(
             f"`{name}` must have a float dtype, one of "
@@ -64,7 +75,7 @@ def code_tensor(codes: Any, format: LNSFormat, name: str = "codes") -> tf.Tensor
     Raises:
         TypeError: `codes` has another dtype.
     """
-    tensor = tf.convert_to_tensor(codes)
+    tensor = tensor_of(codes, name, f"a tensor of dtype {format.dtype}")
     if tensor.dtype != format.dtype:
         raise TypeError(
             f"`{name}` of {format} must have dtype {format.dtype}. "
@@ -74,13 +85,28 @@ def code_tensor(codes: Any, format: LNSFormat, name: str = "codes") -> tf.Tensor
 
 
 def scale_tensor(scale: Any) -> tf.Tensor:
-    """`scale` as a float32 tensor; its values are checked where the op runs."""
-    tensor = tf.convert_to_tensor(scale)
+    """`scale` as a float32 tensor; its values are checked where the op runs.
+
+    Raises:
+        TypeError: `scale` is not made of numbers.
+    """
+    tensor = tensor_of(scale, "scale", "a number or a tensor of numbers")
     if tensor.dtype == tf.float32:
         return tensor
     if tensor.dtype not in FLOATS and not tensor.dtype.is_integer:
         raise TypeError(f"`scale` must be a number. Received: scale of dtype {tensor.dtype.name}")
     return tf.cast(tensor, tf.float32)
+
+
+def flag(value: Any, name: str) -> bool:
+    """`value`, which must be True or False.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r}")
+    return bool(value)
 
 
 def choice(value: Any, name: str, allowed: Sequence[str]) -> str:
@@ -89,27 +115,78 @@ def choice(value: Any, name: str, allowed: Sequence[str]) -> str:
     Raises:
         ValueError: It is not.
     """
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         options = " or ".join(f'"{option}"' for option in allowed)
         raise ValueError(f"`{name}` must be {options}. Received: {name}={value!r}")
     return value
 
 
 def seed_tensor(seed: Any, rounding: str) -> tf.Tensor:
-    """The op's seed: `seed`, or a fresh one (from `tf.random`) where it matters and is None."""
+    """The op's seed: `seed`, or a fresh one (from `tf.random`) where it matters and is None.
+
+    Raises:
+        TypeError: `seed` is no integer.
+    """
     if rounding == "nearest":
         return tf.constant(0, tf.int64)
     if seed is None:
         return tf.random.uniform((), maxval=tf.int64.max, dtype=tf.int64)
-    if isinstance(seed, bool) or (isinstance(seed, float)):
-        raise TypeError(f"`seed` must be an integer. Received: seed={seed!r}")
-    if isinstance(seed, int):
+    if isinstance(seed, int) and not isinstance(seed, bool):
         seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)  # the same 64 bits
         return tf.constant(seed, tf.int64)
-    tensor = tf.convert_to_tensor(seed)
+    tensor = tensor_of(seed, "seed", "an integer")
     if not tensor.dtype.is_integer:
-        raise TypeError(f"`seed` must be an integer. Received: seed of dtype {tensor.dtype.name}")
+        raise TypeError(f"`seed` must be an integer. Received: seed={seed!r}")
     return tf.cast(tensor, tf.int64)
+
+
+def integer(value: Any, name: str) -> int:
+    """`value` as an int.
+
+    Raises:
+        TypeError: It is no integer.
+    """
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an integer. Received: {name}={value!r}") from None
+
+
+def axes_of(axis: int | Sequence[int] | None) -> tuple[int, ...]:
+    """`axis` as a tuple.
+
+    Raises:
+        TypeError: It is not made of integers.
+    """
+    if axis is None:
+        return ()
+    if not isinstance(axis, list | tuple):
+        return (integer(axis, "axis"),)
+    return tuple(integer(a, "axis") for a in axis)
+
+
+def check_vector_size(vector_size: int | None, axis: int | Sequence[int] | None) -> int:
+    """`vector_size` as an op takes it, 0 for None.
+
+    Raises:
+        TypeError: An argument is not made of integers.
+        ValueError: `vector_size` is out of range, or there is not exactly one axis.
+    """
+    if vector_size is None:
+        return 0
+    size = integer(vector_size, "vector_size")
+    if not 1 <= size < 1 << 63:
+        raise ValueError(
+            f"`vector_size` must be at least 1 and fit 64 bits. Received: vector_size={size}"
+        )
+    if len(axes_of(axis)) != 1:
+        raise ValueError(
+            "`vector_size` needs exactly one `axis`, the one along which vectors lie. "
+            f"Received: axis={axis!r}"
+        )
+    return size
 
 
 def scale_layout(
@@ -121,28 +198,17 @@ def scale_layout(
         TypeError: An argument is not made of integers.
         ValueError: An argument is out of range, or needs a static rank that is not known.
     """
-    axes = () if axis is None else (axis,) if not isinstance(axis, list | tuple) else tuple(axis)
-    for a in axes:
-        if isinstance(a, bool) or not hasattr(a, "__index__"):
-            raise TypeError(f"`axis` must be an integer or several. Received: axis={axis!r}")
-    axes = tuple(int(a) for a in axes)
-    if axes and rank is None:
-        raise ValueError("`axis` needs a tensor of known rank. Received: a tensor of unknown rank")
+    axes, size = axes_of(axis), check_vector_size(vector_size, axis)
+    if not axes:
+        return {"axis": [], "vector_size": size}
+    if rank is None:
+        raise ValueError(
+            "`axis` needs a tensor of known rank. Received: a tensor of unknown rank, "
+            f"axis={axis!r}"
+        )
     if any(not -rank <= a < rank for a in axes):
         raise ValueError(f"`axis` is out of range for rank {rank}. Received: axis={axis!r}")
     axes = tuple(sorted(a % rank for a in axes))
-    if axes and axes != tuple(range(axes[0], axes[0] + len(axes))):
+    if axes != tuple(range(axes[0], axes[0] + len(axes))):
         raise ValueError(f"`axis` must name neighbouring axes. Received: axis={axis!r}")
-    if vector_size is not None:
-        if isinstance(vector_size, bool) or not hasattr(vector_size, "__index__"):
-            raise TypeError(f"`vector_size` must be an integer. Received: {vector_size!r}")
-        if vector_size < 1:
-            raise ValueError(
-                f"`vector_size` must be at least 1. Received: vector_size={vector_size}"
-            )
-        if len(axes) != 1:
-            raise ValueError(
-                "`vector_size` needs exactly one `axis`, the one along which vectors lie. "
-                f"Received: axis={axis!r}"
-            )
-    return {"axis": list(axes), "vector_size": int(vector_size or 0)}
+    return {"axis": list(axes), "vector_size": size}

@@ -18,6 +18,7 @@ from tf_lns.ops.call import (
     call,
     choice,
     code_tensor,
+    flag,
     float_tensor,
     scale_layout,
     scale_tensor,
@@ -188,7 +189,7 @@ def scale_of(
         x,
         bits=format.bits,
         base_factor=format.base_factor,
-        power_of_two=bool(power_of_two),
+        power_of_two=flag(power_of_two, "power_of_two"),
         **scale_layout(axis, vector_size, x.shape.rank),
     )
 
@@ -214,7 +215,7 @@ def quantize_with_scale(
         "lns_quantize_dynamic",
         x,
         seed_tensor(seed, rounding),
-        power_of_two=bool(power_of_two),
+        power_of_two=flag(power_of_two, "power_of_two"),
         **scale_layout(axis, vector_size, x.shape.rank),
         **_attributes(format, rounding, underflow),
     )
@@ -251,6 +252,12 @@ def quantize(
 
     Returns:
         Tensor like x.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range.
+        tf.errors.InvalidArgumentError: The scale is not a finite normal number of the right
+            shape.
     """
     if scale is None:
         y, _ = quantize_with_scale(
@@ -291,18 +298,20 @@ def quantize_gradient(
         power_of_two: As in `quantize`.
 
     Returns:
-        x.
+        x. Gradients of float64 are quantized in float32.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range.
     """
     format = LNSFormat.get(format)
-    x = tf.convert_to_tensor(x)
-    if x.dtype == tf.float64:
-        x = tf.cast(x, tf.float32)
-    elif x.dtype not in (tf.float16, tf.bfloat16, tf.float32):
-        float_tensor(x, "x")  # raises
-    return call(
+    as_float32, dtype = float_tensor(x, "x")
+    x = as_float32 if dtype == tf.float64 else tf.convert_to_tensor(x)
+    y = call(
         "lns_quantize_gradient",
         x,
-        power_of_two=bool(power_of_two),
+        power_of_two=flag(power_of_two, "power_of_two"),
         **scale_layout(axis, vector_size, x.shape.rank),
         **_attributes(format, rounding, underflow),
     )
+    return tf.cast(y, dtype)
