@@ -17,6 +17,7 @@ namespace {
 using F = __m256;
 using I = __m256i;
 using W = __m256i;
+using B = __m256i;
 struct M {  // all bits of a lane, or none
   __m256i bits;
 };
@@ -46,6 +47,8 @@ LANES_INLINE F Min(F a, F b) { return _mm256_min_ps(a, b); }
 LANES_INLINE F Max(F a, F b) { return _mm256_max_ps(a, b); }
 LANES_INLINE F Abs(F x) { return _mm256_andnot_ps(Set(-0.0f), x); }
 LANES_INLINE F Negate(F x) { return _mm256_xor_ps(x, Set(-0.0f)); }
+// x with its magnitude clipped, also where x is infinite.
+LANES_INLINE F ClipMagnitude(F x, F bound) { return Min(Max(x, Negate(bound)), bound); }
 LANES_INLINE F MulAdd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 LANES_INLINE F NegMulAdd(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
 LANES_INLINE F RoundEven(F x) {
@@ -95,6 +98,7 @@ LANES_INLINE M Both(M a, M b) { return M{And(a.bits, b.bits)}; }
 LANES_INLINE M Either(M a, M b) { return M{Or(a.bits, b.bits)}; }
 LANES_INLINE M Not(M a) { return M{Xor(a.bits, SetInt(0xFFFFFFFFu))}; }
 LANES_INLINE M Differ(I a, I b) { return M{Xor(a, b)}; }  // any bit counts in Any
+LANES_INLINE M Differs(I a, I b) { return Not(M{_mm256_cmpeq_epi32(a, b)}); }
 LANES_INLINE bool Any(M m) { return !_mm256_testz_si256(m.bits, m.bits); }
 LANES_INLINE int Count(M m) {
   return __builtin_popcount(static_cast<uint32_t>(_mm256_movemask_ps(AsFloat(m.bits))));
@@ -114,6 +118,9 @@ LANES_INLINE I Lookup16(const uint32_t* table, I index) {
   const F low = AsFloat(_mm256_permutevar8x32_epi32(LoadInts(table), index));
   const F high = AsFloat(_mm256_permutevar8x32_epi32(LoadInts(table + 8), index));
   return AsInt(_mm256_blendv_ps(low, high, AsFloat(ShiftLeft<28>(index))));
+}
+LANES_INLINE I Lookup8(const uint32_t* table, I index) {
+  return _mm256_permutevar8x32_epi32(LoadInts(table), index);
 }
 LANES_INLINE I Gather(const int32_t* table, I index) {
   return _mm256_i32gather_epi32(table, index, 4);
@@ -177,6 +184,42 @@ LANES_INLINE W MoveCodes(W old, W step, W top, W cap, bool capped) {
   return _mm256_sign_epi16(moved, old);  // 0 where the code is 0
 }
 
+LANES_INLINE B SetByte(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+LANES_INLINE B LoadRaw(const uint8_t* p) { return LoadInts(p); }
+LANES_INLINE void StoreRaw(uint8_t* p, B x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
+}
+LANES_INLINE B MinByte(B a, B b) { return _mm256_min_epu8(a, b); }
+LANES_INLINE B MaxByte(B a, B b) { return _mm256_max_epu8(a, b); }
+LANES_INLINE B SubByte(B a, B b) { return _mm256_sub_epi8(a, b); }
+LANES_INLINE B AddSaturated(B a, B b) { return _mm256_adds_epu8(a, b); }
+LANES_INLINE B SubSaturated(B a, B b) { return _mm256_subs_epu8(a, b); }
+LANES_INLINE B NegativeToZero(B x) { return _mm256_max_epi8(x, SetByte(0)); }
+LANES_INLINE B KeepWhereNonzero(B a, B x) {
+  return _mm256_andnot_si256(_mm256_cmpeq_epi8(a, SetByte(0)), x);
+}
+LANES_INLINE B Shuffle(const uint8_t* table, B index) {
+  const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), index);
+}
+// x + 1 where the number of two bytes is greater.
+LANES_INLINE B AddOneWhereGreater(B x, B high, B low, B than_high, B than_low) {
+  const B equal = _mm256_cmpeq_epi8(high, than_high);
+  const B more =
+      Or(SubSaturated(high, than_high), And(equal, SubSaturated(low, than_low)));
+  const B not_greater = _mm256_cmpeq_epi8(more, SetByte(0));
+  return _mm256_add_epi8(_mm256_add_epi8(x, SetByte(1)), not_greater);
+}
+// In order, after an offset, saturated. *large: one was `limit` or more.
+LANES_INLINE B PackBytes(const I x[4], int32_t offset, int32_t limit, bool* large) {
+  const W a = _mm256_packus_epi32(x[0], x[1]), b = _mm256_packus_epi32(x[2], x[3]);
+  *large = Any(M{_mm256_cmpgt_epi16(_mm256_max_epu16(a, b), SetWide(limit - 1))});
+  const W add = SetWide(offset);
+  return _mm256_permutevar8x32_epi32(
+      _mm256_packus_epi16(_mm256_add_epi16(a, add), _mm256_add_epi16(b, add)),
+      _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
 LANES_INLINE void ShiftBytes(uint8_t* p, uint8_t down, uint8_t up) {
   const __m256i k = LoadInts(p);
   __m256i moved = _mm256_adds_epu8(k, _mm256_set1_epi8(static_cast<char>(up)));
@@ -190,6 +233,7 @@ LANES_INLINE void ShiftBytes(uint8_t* p, uint8_t down, uint8_t up) {
 // AVX2 has but one type of integer vector; the names are of AVX-512.
 LANES_INLINE M AsFloatMask(M m) { return m; }
 
+#include "kernels/madam_shuffle.inc"
 #include "kernels/madam_vector.inc"
 
 }  // namespace

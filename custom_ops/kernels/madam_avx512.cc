@@ -16,9 +16,7 @@ namespace lns {
 namespace {
 
 #include "kernels/madam_avx512.inc"
-
-// Keeps the order of the two.
-
+#include "kernels/madam_shuffle.inc"
 #include "kernels/madam_vector.inc"
 }  // namespace
 
