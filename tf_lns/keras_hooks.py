@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.models.functional import Functional  # noqa: F401  (Keras does not export it)
 from tensorflow.core.framework import types_pb2, versions_pb2
 from tensorflow.core.protobuf import saved_object_graph_pb2
 from tensorflow.python.eager import record
@@ -179,6 +180,12 @@ def variable_key(optimizer: keras.optimizers.Optimizer, variable: Any) -> Any:
     return optimizer._var_key(variable)
 
 
+def untrack_variables(optimizer: keras.optimizers.Optimizer, variables: list) -> None:
+    """Takes variables out of those that an optimizer saves and loads."""
+    for variable in variables:
+        optimizer._untrack_variable(variable)
+
+
 class FusedWeightDecay:
     """Optimizer mixin: weight decay is part of the update, not a pass before it."""
 
@@ -208,3 +215,28 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
 def check_saved_count(layer: keras.layers.Layer, store: dict) -> None:
     """Keras' own check that a file holds as many variables as the layer has, and its message."""
     layer._check_load_own_variables(store)
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers that a layer or model holds directly."""
+    return [child for child in layer._layers if not isinstance(child, keras.metrics.Metric)]
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any] | None:
+    """The arguments that a model was compiled with, None if it is not compiled."""
+    if not model.compiled or not hasattr(model, "_compile_config"):
+        return None
+    return dict(model._compile_config.config)
+
+
+@contextlib.contextmanager
+def not_compiled(models: list[keras.Model]) -> Iterator[None]:
+    """Inside, `clone_model` takes models for uncompiled: it would build optimizers too early."""
+    compiled = [model for model in models if model.compiled]
+    for model in compiled:
+        model.compiled = False
+    try:
+        yield
+    finally:
+        for model in compiled:
+            model.compiled = True
