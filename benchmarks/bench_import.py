@@ -1,6 +1,6 @@
 """Seconds that `import tf_lns` takes beyond `import keras`, each in a fresh process.
 
-    python benchmarks/bench_import.py [--rounds 7]
+python benchmarks/bench_import.py [--rounds 7]
 """
 
 from __future__ import annotations

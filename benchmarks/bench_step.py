@@ -16,12 +16,12 @@ from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import keras
+import numpy as np
+import tensorflow as tf
+from common import interleaved, ratio
 
-import tf_lns  # noqa: E402
-from common import interleaved, ratio  # noqa: E402
+import tf_lns
 
 layers = keras.layers
 

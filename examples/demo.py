@@ -22,14 +22,14 @@ from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
-from rich.table import Table  # noqa: E402
+import keras
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-import tf_lns  # noqa: E402
-from tf_lns.optimizers.weights import bytes_per_parameter  # noqa: E402
+import tf_lns
+from tf_lns.optimizers.weights import bytes_per_parameter
 
 BATCH = 64
 TRAIN = 4000
@@ -222,7 +222,9 @@ def main() -> None:
     for recipe in RECIPES:
         runs = results[recipe.name]
         accuracy = [100 * run["accuracy"] for run in runs]
-        ratio = statistics.median(a["step_ms"] / b["step_ms"] for a, b in zip(runs, fp32))
+        ratio = statistics.median(
+            a["step_ms"] / b["step_ms"] for a, b in zip(runs, fp32, strict=True)
+        )
         spread = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
         size = runs[0]["bytes_per_parameter"]
         table.add_row(
