@@ -1,7 +1,8 @@
 // CPU kernels of the optimizer's ops: check, lock, shard, call kernels/madam_kernels.h.
 
 #include <atomic>
-#include <mutex>
+#include <functional>
+#include <utility>
 
 #include "kernels/codec_kernels.h"
 #include "kernels/dispatch.h"
@@ -54,6 +55,14 @@ Status CheckShape(const char* name, const TensorShape& shape,
   if (shape == expected) return absl::OkStatus();
   return InvalidArgument(name, " must have the weight's shape ", expected.DebugString(),
                          ", got ", shape.DebugString());
+}
+
+// Two variables in the order in which to lock them, the same everywhere: in another
+// call the two may have changed places.
+std::pair<tensorflow::Var*, tensorflow::Var*> InOrder(tensorflow::Var* a,
+                                                      tensorflow::Var* b) {
+  return std::less<tensorflow::Var*>()(b, a) ? std::make_pair(b, a)
+                                             : std::make_pair(a, b);
 }
 
 class ApplyMadamOp : public OpKernel {
@@ -126,8 +135,9 @@ class ApplyMadamOp : public OpKernel {
       OP_REQUIRES_OK(
           ctx, LookUp(ctx, 3, tensorflow::DT_INT32, "moment_exponent", &exponent));
     }
-    mutex_lock weight_lock(*weight->mu());
-    mutex_lock moment_lock(*moment->mu());
+    const auto [first, second] = InOrder(weight.get(), moment.get());
+    mutex_lock first_lock(*first->mu());
+    mutex_lock second_lock(*second->mu());
     OP_REQUIRES_OK(ctx, CheckShape("grad", grad.shape(), weight->tensor()->shape()));
     OP_REQUIRES_OK(ctx, CheckShape("second_moment", moment->tensor()->shape(),
                                    weight->tensor()->shape()));
@@ -159,6 +169,10 @@ class ApplyMadamOp : public OpKernel {
     const int64_t weight_size = tensorflow::DataTypeSize(weight_type_);
     const int64_t moment_size = tensorflow::DataTypeSize(moment_type_);
     const CodecPlan grid(format_);
+    // Without temporaries the kernels take a piece as a whole.
+    const bool temporaries = quantize_gradient_ || weight_type_ == tensorflow::DT_FLOAT;
+    const int64_t chunk_size =
+        temporaries ? kChunk : std::max<int64_t>(grad.NumElements(), 1);
     std::atomic<int64_t> bad{0};
     std::atomic<int32_t> largest{0};
     Parallel(ctx, grad.NumElements(), 0.8, [&](int64_t begin, int64_t end) {
@@ -166,8 +180,8 @@ class ApplyMadamOp : public OpKernel {
       alignas(64) int16_t codes[kChunk];
       int64_t piece_bad = 0;
       int32_t piece_largest = 0;
-      for (int64_t at = begin; at < end; at += kChunk) {
-        const int64_t count = std::min(kChunk, end - at);
+      for (int64_t at = begin; at < end; at += chunk_size) {
+        const int64_t count = std::min(chunk_size, end - at);
         const float* chunk = g + at;
         if (quantize_gradient_) {
           QuantizeChunk(view, g, ctx->input(5).flat<float>().data(), at, count,
@@ -292,8 +306,9 @@ class ApplyMadamAdditiveOp : public OpKernel {
     OP_REQUIRES_OK(ctx, LookUp(ctx, 1, tensorflow::DT_FLOAT, "second_moment", &moment));
     OP_REQUIRES(ctx, weight.get() != moment.get(),
                 InvalidArgument("weight and second_moment must be two variables"));
-    mutex_lock weight_lock(*weight->mu());
-    mutex_lock moment_lock(*moment->mu());
+    const auto [first, second] = InOrder(weight.get(), moment.get());
+    mutex_lock first_lock(*first->mu());
+    mutex_lock second_lock(*second->mu());
     OP_REQUIRES_OK(ctx, CheckShape("grad", grad.shape(), weight->tensor()->shape()));
     OP_REQUIRES_OK(ctx, CheckShape("second_moment", moment->tensor()->shape(),
                                    weight->tensor()->shape()));
