@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <numeric>
 
 #include "kernels/dispatch.h"
 #include "tensorflow/core/framework/device_base.h"
@@ -139,12 +140,17 @@ void Parallel(OpKernelContext* ctx, int64_t n, double nanoseconds_per_element,
 namespace {
 
 // Where channels are innermost and few, a row of scales is too short for the kernels'
-// vectors: how often to repeat it.
-int64_t RowRepeats(const ScaleView& view) {
-  constexpr int64_t kLongRow = 512;
+// vectors: how often to repeat it, for rows of at least `length` if there are so many.
+int64_t RowRepeats(const ScaleView& view, int64_t length) {
   const bool rows = view.vector_size == 0 && view.inner == 1 && view.channels > 1;
-  if (!rows || view.channels >= kLongRow) return 1;
-  return std::min(view.outer, (kLongRow + view.channels - 1) / view.channels);
+  if (!rows || view.channels >= length) return 1;
+  int64_t repeats = (length + view.channels - 1) / view.channels;
+  // In a large tensor rows are worth starting with a cache line, too.
+  const int64_t floats_per_line = 16;
+  const int64_t step = floats_per_line / std::gcd(floats_per_line, view.channels);
+  const int64_t whole_lines = (repeats + step - 1) / step * step;
+  if (view.outer >= 64 * whole_lines) repeats = whole_lines;
+  return std::min(view.outer, repeats);
 }
 
 }  // namespace
@@ -155,7 +161,7 @@ void ParallelUnderScales(
     const std::function<void(int64_t, int64_t, const float*, int)>& work) {
   ScaleView rows = view;
   std::vector<float> repeated;
-  if (const int64_t repeats = RowRepeats(view); repeats > 1) {
+  if (const int64_t repeats = RowRepeats(view, 2048); repeats > 1) {
     for (int64_t i = 0; i < repeats; ++i) {
       repeated.insert(repeated.end(), scales, scales + view.channels);
     }
@@ -179,7 +185,7 @@ void AbsMaxPerScale(OpKernelContext* ctx, const float* x, const ScaleView& view,
   const int64_t scales = view.scales();
   std::fill(largest, largest + scales, 0.0f);
   ScaleView rows = view;
-  rows.channels *= RowRepeats(view);
+  rows.channels *= RowRepeats(view, 1024);
   // A thread's own maxima, unless they take more memory than the sharing is worth.
   const int64_t row_scales = rows.scales();
   const bool own_maxima = row_scales <= 65536;

@@ -187,13 +187,13 @@ std::vector<float> Inputs(const Format& format, float scale) {
 int64_t CodeSize(const Format& format) { return format.bits <= 8 ? 1 : 2; }
 
 // Room for some bytes with guards around them, at the start of a cache line or, to be
-// unkind, two bytes behind it.
+// unkind, one float behind it.
 class Buffer {
  public:
   explicit Buffer(int64_t bytes, bool aligned = false)
       : memory_(bytes + 256, 0x5A), bytes_(bytes + 128) {
     start_ = (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) % 64;
-    shift_ = aligned ? 64 : 66;
+    shift_ = aligned ? 64 : 68;
   }
   void* data() { return memory_.data() + start_ + shift_; }
   bool Same(const Buffer& other) const {
