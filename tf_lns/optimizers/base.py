@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,14 @@ import tensorflow as tf
 from tf_lns import keras_hooks, ops
 from tf_lns.formats import LNSFormat
 from tf_lns.ops.call import ROUNDINGS, choice
-from tf_lns.optimizers.weights import WeightState, all_initialized, classify, label_of, to_grid
+from tf_lns.optimizers.weights import (
+    WeightState,
+    all_initialized,
+    classify,
+    kind_of,
+    label_of,
+    to_grid,
+)
 
 LARGEST_GRADIENT = 2.0**63
 """Gradients are clipped here so that their squares stay finite (`reference.finite_gradient`)."""
@@ -47,6 +53,21 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r}")
     return bool(value)
+
+
+def check_format(name: str, value: Any, optional: bool = True) -> LNSFormat | None:
+    """A format from any way of naming it; None where that is allowed.
+
+    Raises:
+        TypeError: `value` names no format.
+        ValueError: The format is out of range.
+    """
+    if value is None and optional:
+        return None
+    try:
+        return LNSFormat.get(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`{name}` is no format. {error}") from error
 
 
 def check_rate(name: str, value: Any) -> Any:
@@ -92,9 +113,9 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
         seed: int,
     ) -> None:
         """Checks and keeps the arguments that all optimizers have."""
-        self.storage = LNSFormat.get(storage)
+        self.storage = check_format("storage", storage, optional=False)
         self.rounding = choice(rounding, "rounding", ROUNDINGS)
-        self.gradients = None if gradients is None else LNSFormat.get(gradients)
+        self.gradients = check_format("gradients", gradients)
         if lns_weights is not None and not callable(lns_weights):
             raise TypeError(
                 "`lns_weights` must be None or a function of a variable that returns a bool. "
@@ -115,20 +136,35 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
         if all_initialized(variables):
             self._create_state()
 
-    def _create_state(self) -> None:
+    def _create_state(self, move: bool = True) -> None:
         """Makes the state, which depends on the values of the variables.
 
         A model that is built by its first batch makes its variables while the training
         function is traced; they have values only when TensorFlow traces it again, so then is
         the time.
         """
+        before = len(self.variables)
         states = [
-            classify(v, self.storage, self.lns_weights, self._add_scale)
+            classify(v, self.storage, self.lns_weights, self._add_scale, move)
             for v in self._trainable_variables
         ]
         self._create_slots(states)
         self._nonfinite = self.add_variable((), dtype="int64", name="nonfinite_gradients")
         keras_hooks.set_untracked(self, "_states", states)
+        keras_hooks.set_untracked(self, "_state_variables", self.variables[before:])
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads the state; by now the model's weights are those of the file.
+
+        A tensor that was zero when the optimizer was built, as the model was made anew, may be
+        an LNS weight with the values of the file.
+        """
+        if self._states is not None:
+            kinds = [kind_of(v, self.lns_weights) for v in self._trainable_variables]
+            if kinds != [state.kind for state in self._states]:
+                keras_hooks.untrack_variables(self, self._state_variables)
+                self._create_state(move=False)
+        super().load_own_variables(store)
 
     def _create_slots(self, states: list[WeightState]) -> None:
         """Makes what the subclass keeps for each variable."""
@@ -268,12 +304,3 @@ def quantized_gradient(
     if format is None:
         return gradient
     return ops.quantize(gradient, format, **{**options, "axis": options.get("axis") or None})
-
-
-def warn_of_zeros(variable: Any) -> None:
-    """Says that an integer weight of zeros alone will stay as it is."""
-    warnings.warn(
-        f"{variable.path} is an integer weight that is all zero: a multiplicative update never "
-        "moves a zero. Keep tensors that start at zero in float32, or give it other values.",
-        stacklevel=2,
-    )

@@ -17,6 +17,7 @@ from tf_lns.optimizers.base import (
     LNSOptimizer,
     check_decay,
     check_flag,
+    check_format,
     check_number,
     check_rate,
 )
@@ -126,7 +127,7 @@ class LNSMadam(LNSOptimizer, keras.optimizers.Optimizer):
             if additive_learning_rate is None
             else check_rate("additive_learning_rate", additive_learning_rate)
         )
-        self.second_moment = None if second_moment is None else LNSFormat.get(second_moment)
+        self.second_moment = check_format("second_moment", second_moment)
         if self.second_moment not in (None, LNSFormat(8, 4)):
             raise ValueError(
                 "`second_moment` must be None (float32) or LNSFormat(8, 4). "

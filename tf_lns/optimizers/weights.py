@@ -11,6 +11,7 @@ Three kinds of variable:
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -46,20 +47,40 @@ class WeightState:
         return self.kind != "additive"
 
 
+def kind_of(variable: Any, predicate: Callable[[Any], bool] | None) -> str:
+    """The kind of a variable with its present values.
+
+    Args:
+        variable: Trainable variable, as the optimizer's `build` gets it.
+        predicate: The user's own test for float variables; None for
+            `multiplies_activations`.
+    """
+    cell = variable.value if isinstance(variable, keras.Variable) else variable
+    if isinstance(cell, LNSCell):
+        return "cell"
+    is_weight = (predicate or multiplies_activations)(variable)
+    if not is_weight or keras.backend.standardize_dtype(variable.dtype) != "float32":
+        return "additive"
+    with tf.init_scope():
+        trains = np.any(np.abs(cell.numpy()) >= np.float32(2.0**-126))
+    return "grid" if trains else "additive"  # all zero: could never train
+
+
 def classify(
     variable: Any,
     storage: LNSFormat,
     predicate: Callable[[Any], bool] | None,
     add_scale: Callable[[Any, np.float32], Any],
+    move: bool = True,
 ) -> WeightState:
     """Finds the kind of a variable and, for a grid weight, puts it on the grid.
 
     Args:
-        variable: Trainable variable, as the optimizer's `build` gets it.
+        variable: As in `kind_of`.
         storage: Storage format of grid weights.
-        predicate: The user's own test for float variables; None for
-            `multiplies_activations`.
+        predicate: As in `kind_of`.
         add_scale: Makes the optimizer's variable for the scale of a grid weight.
+        move: Whether a grid weight is put on the grid.
 
     Returns:
         Its state.
@@ -67,23 +88,31 @@ def classify(
     Raises:
         ValueError: A weight for the grid has a constraint, or values that are not finite.
     """
+    kind = kind_of(variable, predicate)
+    if kind == "additive":
+        return WeightState(kind)
     cell = variable.value if isinstance(variable, keras.Variable) else variable
-    if isinstance(cell, LNSCell):
-        with tf.init_scope():
-            values = cell.numpy()
-        return WeightState("cell", cell.storage, cell.scale, _rms(values))
-    is_weight = (predicate or multiplies_activations)(variable)
-    if not is_weight or keras.backend.standardize_dtype(variable.dtype) != "float32":
-        return WeightState("additive")
     with tf.init_scope():
         values = np.asarray(cell.numpy(), np.float32)
-        if not np.any(np.abs(values) >= np.float32(2.0**-126)):
-            return WeightState("additive")  # all zero: could never train
+        if kind == "cell":
+            if values.size and not values.any():
+                _warn_of_zeros(variable)
+            return WeightState(kind, cell.storage, cell.scale, _rms(values))
         _check_constraint(variable)
         scale = weight_scale(values, storage)
         scale_variable = add_scale(variable, scale)
-        cell.assign(to_grid(cell, scale, storage))
-    return WeightState("grid", storage, scale_variable, _rms(values))
+        values = to_grid(values, scale, storage)
+        if move:
+            cell.assign(values)
+        return WeightState(kind, storage, scale_variable, _rms(values.numpy()))
+
+
+def _warn_of_zeros(variable: Any) -> None:
+    warnings.warn(
+        f"{label_of(variable)} is an integer weight that is all zero: a multiplicative update "
+        "never moves a zero. Keep tensors that start at zero in float32, or give it other values.",
+        stacklevel=2,
+    )
 
 
 def _check_constraint(variable: Any) -> None:
