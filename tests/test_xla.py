@@ -246,6 +246,44 @@ def test_scale_of_every_size():
         assert_same(scale, reference.scale_of(x, fmt, axis=0), str(fmt))
 
 
+def test_large_tensors():
+    """Reductions over many elements fold slices first; sizes with and without a rest."""
+    fmt = LNSFormat(8, 8)
+    shapes = [(70001,), (8, 65536), (3, 257, 300), (1, 131072, 1)]
+    tensors = [random_floats(np.prod(s), 11).reshape(s) * F32(2.0**-8) for s in shapes]
+    axes = [[], [0], [2], []]
+    codes = [tf.Variable(np.full(s, 100, np.int8)) for s in shapes]
+    moments = [tf.Variable(np.zeros(s, np.int8)) for s in shapes]
+    exponents = [tf.Variable(np.int32(-(2**31))) for _ in shapes]
+    for x in tensors:
+        x.flat[:: x.size // 9] = np.nan
+        x.flat[-1] = np.inf
+
+    def all_of_them(tensors):
+        results = []
+        for x, axis, c, v, e in zip(tensors, axes, codes, moments, exponents, strict=True):
+            scale = ops().lns_scale(x, axis=axis, **attributes(fmt))
+            results.append((scale, apply_madam(c, 1.0, v, e, x, 1, fmt, learning_rate=0.5)))
+        return results
+
+    results = jit(all_of_them, tensors)
+    for i, (scale, count) in enumerate(results):
+        x = tensors[i]
+        assert_same(scale, reference.scale_of(x, fmt, axes[i] or None), f"{x.shape}")
+        expected, state, nonfinite = reference.madam_step(
+            np.full(x.shape, 100, np.int8),
+            x,
+            reference.CompactMoment(np.zeros(x.shape, np.int8), None),
+            step=1,
+            learning_rate=0.5,
+            format=fmt,
+        )
+        assert count == nonfinite
+        assert_same(codes[i].numpy(), expected, f"{x.shape}")
+        assert_same(moments[i].numpy(), state.k, f"{x.shape}")
+        assert exponents[i].numpy() == state.exponent
+
+
 def test_what_xla_cannot_refuse_has_the_documented_result():
     fmt = LNSFormat(7, 8)
     x = np.concatenate([NANS, SPECIAL])

@@ -16,6 +16,50 @@ XlaOp Convert(XlaOp x, ::xla::PrimitiveType type) {
   return ::xla::ConvertElementType(x, type);
 }
 
+XlaOp Magnitude(XlaOp bits) { return bits & Scalar(bits, kMagnitudeMask); }
+
+int64_t Product(absl::Span<const int64_t> dims) {
+  return std::accumulate(dims.begin(), dims.end(), int64_t{1},
+                         std::multiplies<int64_t>());
+}
+
+std::vector<int64_t> AllDimensions(XlaOp x) {
+  std::vector<int64_t> dims(Dimensions(x).size());
+  std::iota(dims.begin(), dims.end(), 0);
+  return dims;
+}
+
+// A reduction from 0 on of the U32 that `map` makes of x, by `combine` as a computation
+// and as a function. A large array is first folded onto a part of itself: combining
+// slices element by element uses vectors and all cores, where XLA's own reduction on a
+// CPU does not.
+XlaOp ReduceFolded(XlaOp x, absl::Span<const int64_t> dims,
+                   const std::function<XlaOp(XlaOp)>& map,
+                   const ::xla::XlaComputation& computation,
+                   const std::function<XlaOp(XlaOp, XlaOp)>& combine) {
+  constexpr int64_t kFolds = 8, kLarge = 65536;
+  const auto reduce = [&](XlaOp y) {
+    return Reduce(map(y), ::xla::ConstantR0<uint32_t>(x.builder(), 0), computation,
+                  dims);
+  };
+  const std::vector<int64_t> shape = Dimensions(x);
+  if (Product(shape) < kLarge) return reduce(x);
+  for (int64_t dim : dims) {
+    const int64_t part = shape[dim] / kFolds;
+    if (part == 0) continue;
+    // Slices of x itself, so that all of it becomes one loop over x.
+    XlaOp folded = map(SliceInDim(x, 0, part, 1, dim));
+    for (int64_t i = 1; i < kFolds; ++i) {
+      folded = combine(folded, map(SliceInDim(x, i * part, (i + 1) * part, 1, dim)));
+    }
+    const auto identity = [](XlaOp y) { return y; };
+    const XlaOp result = ReduceFolded(folded, dims, identity, computation, combine);
+    if (part * kFolds == shape[dim]) return result;
+    return combine(result, reduce(SliceInDim(x, part * kFolds, shape[dim], 1, dim)));
+  }
+  return reduce(x);
+}
+
 template <typename T>
 XlaOp GatherTable(absl::Span<const T> table, XlaOp index) {
   const std::vector<int64_t> dims = Dimensions(index);
@@ -133,7 +177,40 @@ XlaOp DecodeMagnitude(const Format& format, XlaOp code, XlaOp scale) {
   return Select(Eq(code, Scalar(code, 0)), Scalar(value, 0u), value);
 }
 
-XlaOp Magnitude(XlaOp bits) { return bits & Scalar(bits, kMagnitudeMask); }
+// Whether RoundToGrid can stand for encode and decode.
+bool HasShortGrid(const CodecPlan& plan) {
+  return plan.rounding == Rounding::kNearest &&
+         plan.format.base_factor <= kSelectTable && plan.format.octaves() < 127.0;
+}
+
+// What DecodeMagnitude makes of EncodeMagnitude, without the code in between: half the
+// operations. The mantissa of the ratio is raised or lowered to a step of the table.
+XlaOp RoundToGrid(const CodecPlan& plan, XlaOp magnitude, XlaOp scale) {
+  const Format& format = plan.format;
+  const Tables& tables = Tables::Of(format.base_factor);
+  const auto u32 = [&](uint32_t value) { return Scalar(magnitude, value); };
+  const int top_within = format.max_exponent() & (format.base_factor - 1);
+  const int top_octave = format.max_exponent() >> format.log2_base_factor();
+  const uint32_t top = Bits(tables.decode[top_within]) + (top_octave << 23);
+
+  const XlaOp raw_ratio = ToBits(Quotient(ToFloat(magnitude), scale));
+  const XlaOp ratio = Clamp(u32(Bits(1.0f)), raw_ratio, u32(top));
+  const XlaOp mantissa = ToS32(ratio & u32(kMantissaMask));
+  XlaOp step = Scalar(ToFloat(ratio), 1.0f);
+  for (int i = 0; i < format.base_factor; ++i) {
+    const int32_t threshold = Bits(tables.threshold[i]) & kMantissaMask;
+    const float next = i + 1 < format.base_factor ? tables.decode[i + 1] : 2.0f;
+    step = Select(Ge(mantissa, Scalar(mantissa, threshold)), Scalar(step, next), step);
+  }
+  // ldexp on the bits, as in DecodeMagnitude.
+  const XlaOp octave = (ratio & u32(~kMantissaMask)) - u32(Bits(1.0f));
+  const XlaOp value = Min(ToBits(scale * step) + octave, u32(kInfBits));
+  XlaOp zero = Lt(magnitude, u32(kMinNormalBits));
+  if (plan.underflow == Underflow::kFlush) {
+    zero = Or(zero, Lt(raw_ratio, u32(0x3F000000u)));
+  }
+  return Select(zero, u32(0), value);
+}
 
 XlaOp SignBit(XlaOp bits) { return bits & Scalar(bits, ~kMagnitudeMask); }
 
@@ -188,33 +265,37 @@ XlaOp LookUp(absl::Span<const int32_t> table, XlaOp index) {
   return LookUpIn(table, index);
 }
 
-XlaOp MaxOver(XlaOp bits, absl::Span<const int64_t> dims) {
-  return Reduce(bits, Scalar(bits, 0u),
-                ::xla::CreateScalarMaxComputation(::xla::U32, bits.builder()), dims);
+XlaOp MaxMagnitude(XlaOp x, absl::Span<const int64_t> dims) {
+  const auto term = [](XlaOp y) {
+    const XlaOp magnitude = Magnitude(ToBits(y));
+    const auto u32 = [&](uint32_t value) { return Scalar(magnitude, value); };
+    const XlaOp takes_part =
+        And(Ge(magnitude, u32(kMinNormalBits)), Lt(magnitude, u32(kInfBits)));
+    return Select(takes_part, magnitude, u32(0));
+  };
+  return ReduceFolded(x, dims, term,
+                      ::xla::CreateScalarMaxComputation(::xla::U32, x.builder()),
+                      [](XlaOp a, XlaOp b) { return Max(a, b); });
 }
 
-XlaOp MaxOfAll(XlaOp bits) {
-  std::vector<int64_t> dims(Dimensions(bits).size());
-  std::iota(dims.begin(), dims.end(), 0);
-  return MaxOver(bits, dims);
+XlaOp MaxOfAll(XlaOp x) {
+  return ReduceFolded(x, AllDimensions(x), ToU32,
+                      ::xla::CreateScalarMaxComputation(::xla::U32, x.builder()),
+                      [](XlaOp a, XlaOp b) { return Max(a, b); });
 }
 
-XlaOp CountTrue(XlaOp predicate) {
-  const XlaOp ones = ToU32(predicate);
-  std::vector<int64_t> dims(Dimensions(ones).size());
-  std::iota(dims.begin(), dims.end(), 0);
-  const XlaOp count =
-      Reduce(ones, Scalar(ones, 0u),
-             ::xla::CreateScalarAddComputation(::xla::U32, ones.builder()), dims);
+XlaOp CountNonfinite(XlaOp x) {
+  const XlaOp count = ReduceFolded(
+      x, AllDimensions(x), [](XlaOp y) { return ToU32(Not(IsFinite(y))); },
+      ::xla::CreateScalarAddComputation(::xla::U32, x.builder()),
+      [](XlaOp a, XlaOp b) { return a + b; });
   return Convert(count, ::xla::S64);
 }
 
 // --- Random numbers -----------------------------------------------------------------
 
 XlaOp FlatIndex(::xla::XlaBuilder* builder, absl::Span<const int64_t> dims) {
-  const int64_t count =
-      std::accumulate(dims.begin(), dims.end(), int64_t{1}, std::multiplies<int64_t>());
-  return Reshape(Iota(builder, ::xla::U32, count), dims);
+  return Reshape(Iota(builder, ::xla::U32, Product(dims)), dims);
 }
 
 XlaOp RandomBits(XlaOp index, XlaOp seed) {
@@ -269,29 +350,23 @@ XlaOp ExpandScale(XlaOp scale, absl::Span<const int64_t> dims,
 
 XlaOp ScaleOf(XlaOp x, const Format& format, absl::Span<const int32_t> axis,
               int64_t vector_size, bool power_of_two) {
-  XlaOp magnitude = Magnitude(ToBits(x));
-  const auto u32 = [&](uint32_t value) { return Scalar(magnitude, value); };
-  const XlaOp takes_part =
-      And(Ge(magnitude, u32(kMinNormalBits)), Lt(magnitude, u32(kInfBits)));
-  magnitude = Select(takes_part, magnitude, u32(0));
-
   std::vector<int64_t> dims = Dimensions(x);
   std::vector<int64_t> reduced;
   if (vector_size > 0) {
     const int64_t at = axis[0];
     const int64_t blocks = (dims[at] + vector_size - 1) / vector_size;
-    magnitude = PadInDim(magnitude, u32(0), at, 0, blocks * vector_size - dims[at]);
+    x = PadInDim(x, Scalar(x, 0.0f), at, 0, blocks * vector_size - dims[at]);
     dims[at] = blocks;
     dims.insert(dims.begin() + at + 1, vector_size);
-    magnitude = Reshape(magnitude, dims);
+    x = Reshape(x, dims);
     reduced = {at + 1};
   } else {
     for (int64_t i = 0; i < static_cast<int64_t>(dims.size()); ++i) {
       if (std::find(axis.begin(), axis.end(), i) == axis.end()) reduced.push_back(i);
     }
   }
-  const XlaOp largest = MaxOver(magnitude, reduced);
-
+  const XlaOp largest = MaxMagnitude(x, reduced);
+  const auto u32 = [&](uint32_t value) { return Scalar(largest, value); };
   XlaOp bits = TimesPower(largest, std::exp2(-format.octaves()));
   if (power_of_two) {
     bits = (bits + u32(kMantissaMask)) & u32(~kMantissaMask);
@@ -341,12 +416,15 @@ XlaOp Decode(const Format& format, XlaOp codes, XlaOp scale) {
 XlaOp Quantize(const CodecPlan& plan, XlaOp x, XlaOp scale, XlaOp seed) {
   const XlaOp bits = ToBits(x);
   const XlaOp magnitude = Magnitude(bits);
-  const XlaOp code = EncodeMagnitude(plan, magnitude, scale, seed);
-  XlaOp value = DecodeMagnitude(plan.format, code, scale);
-  value = Select(Eq(code, Scalar(code, 0)), value, value | SignBit(bits));
-  const XlaOp inf = Scalar(bits, kInfBits);
+  const XlaOp value =
+      HasShortGrid(plan)
+          ? RoundToGrid(plan, magnitude, scale)
+          : DecodeMagnitude(plan.format, EncodeMagnitude(plan, magnitude, scale, seed),
+                            scale);
+  const XlaOp zero = Scalar(bits, 0u), inf = Scalar(bits, kInfBits);
+  const XlaOp with_sign = Select(Eq(value, zero), zero, value | SignBit(bits));
   const XlaOp passes = plan.pass_infinity ? Ge(magnitude, inf) : Gt(magnitude, inf);
-  return ToFloat(Select(passes, bits, value));
+  return ToFloat(Select(passes, bits, with_sign));
 }
 
 XlaOp Requantize(const Format& from, const Format& to, XlaOp codes) {

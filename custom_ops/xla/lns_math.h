@@ -54,11 +54,12 @@ constexpr int kSelectTable = 16;
 XlaOp LookUp(absl::Span<const float> table, XlaOp index);
 XlaOp LookUp(absl::Span<const int32_t> table, XlaOp index);
 
-// Largest element over `dims`, unsigned; 0 for none. Floats that are not negative order
-// like their bits.
-XlaOp MaxOver(XlaOp bits, absl::Span<const int64_t> dims);
-XlaOp MaxOfAll(XlaOp bits);
-XlaOp CountTrue(XlaOp predicate);  // as S64
+// Bits of the largest magnitude over `dims`, where NaN, Inf and denormals do not take
+// part; 0 for none.
+XlaOp MaxMagnitude(XlaOp x, absl::Span<const int64_t> dims);
+
+XlaOp MaxOfAll(XlaOp x);        // of integers or truth values from 0 on, as U32
+XlaOp CountNonfinite(XlaOp x);  // as S64
 
 // --- Random numbers -----------------------------------------------------------------
 

@@ -108,11 +108,11 @@ class ApplyMadamOp : public XlaOpKernel {
     if (quantize_gradient_) {
       XlaOp grad_scale;
       OP_REQUIRES_OK(ctx, GetScale(ctx, 5, grad_layout_, shape, &grad_scale));
-      const XlaOp bad = ToU32(Not(IsValidScale(ctx->Input(5))));
-      valid = And(valid, Eq(MaxOfAll(bad), Scalar(bad, 0u)));
+      const XlaOp bad = MaxOfAll(Not(IsValidScale(ctx->Input(5))));
+      valid = And(valid, Eq(bad, Scalar(bad, 0u)));
       gradient = Quantize(grad_plan_, gradient, grad_scale, XlaOp());
     }
-    ctx->SetOutput(0, CountTrue(Not(IsFinite(gradient))));
+    ctx->SetOutput(0, CountNonfinite(gradient));
     gradient = FiniteGradient(gradient);
 
     XlaOp weight, moment, exponent, g_hat;
@@ -169,7 +169,7 @@ class ApplyMadamAdditiveOp : public XlaOpKernel {
     OP_REQUIRES_OK(ctx, Read(ctx, 0, DT_FLOAT, "weight", shape, &weight));
     OP_REQUIRES_OK(ctx, Read(ctx, 1, DT_FLOAT, "second_moment", shape, &moment));
     const XlaOp gradient = ctx->Input(2);
-    ctx->SetOutput(0, CountTrue(Not(IsFinite(gradient))));
+    ctx->SetOutput(0, CountNonfinite(gradient));
     XlaOp moved = moment;
     const XlaOp g_hat = NormalizedGradient(plan, FiniteGradient(gradient), &moved);
     OP_REQUIRES_OK(ctx, Write(ctx, 1, DT_FLOAT, valid, moved, moment));

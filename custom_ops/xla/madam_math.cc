@@ -2,6 +2,8 @@
 
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <vector>
 
 namespace lns::lowering {
 namespace {
@@ -25,8 +27,9 @@ XlaOp CompactDraws(XlaOp seed, absl::Span<const int64_t> dims) {
 
 // The exponent of the tensor at its first non-zero gradient; kNoExponent before.
 XlaOp FirstCompactExponent(const CompactTables& tables, XlaOp gradient) {
-  const XlaOp magnitude =
-      MaxOfAll(ToBits(gradient) & Scalar(ToBits(gradient), kMagnitudeMask));
+  std::vector<int64_t> dims(Dimensions(gradient).size());
+  std::iota(dims.begin(), dims.end(), 0);
+  const XlaOp magnitude = MaxMagnitude(gradient, dims);
   const XlaOp eighths = NearestExponent(8, magnitude);
   const auto s32 = [&](int32_t value) { return Scalar(eighths, value); };
   const XlaOp top = eighths + s32(tables.first);
@@ -39,7 +42,7 @@ XlaOp FirstCompactExponent(const CompactTables& tables, XlaOp gradient) {
 void ShiftCompact(XlaOp exponent, CompactMoment* moment) {
   const XlaOp k = moment->k;
   const auto s32 = [&](int32_t value) { return Scalar(k, value); };
-  const XlaOp largest = ToS32(MaxOfAll(ToU32(k)));
+  const XlaOp largest = ToS32(MaxOfAll(k));
   const XlaOp stays =
       Or(Eq(largest, s32(0)), And(Ge(largest, s32(115)), Le(largest, s32(127))));
   // ceil((largest - 127) / 4) + 1
