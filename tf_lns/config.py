@@ -34,8 +34,9 @@ class LNSConfig:
         activation_scale: Scale of Q_A outside of training: "moving" for a recorded one (the
             moving abs-max of training or of `tf_lns.calibrate`; the batch's own before
             either), "batch" always for the batch's own, or a positive float, the largest
-            magnitude that is represented (then in training too). Training means `fit`, or
-            `model(x, training=True)` in a loop of your own.
+            magnitude that is represented (then in training too). A layer learns of training as
+            `Dropout` does: `fit` tells it (a subclassed model's `call` must take `training`),
+            a loop of your own calls `model(x, training=True)`.
         gradient_scale: "channel" for one scale of G per output channel, or "tensor".
         error_underflow: "clamp" keeps small errors at the smallest magnitude (the paper),
             "flush" makes them zero.

@@ -17,7 +17,6 @@ from tf_lns.convert import all_layers
 from tf_lns.layers.mixin import LNSMixin
 from tf_lns.variable import LNSVariable
 
-
 _LETTERS = {"weights": "W", "activations": "A", "errors": "E", "gradients": "G"}
 
 

@@ -29,11 +29,11 @@ class LNSEinsumDense(LNSMixin, keras.layers.EinsumDense):
     """`keras.layers.EinsumDense` with an integer kernel; arguments as there and `lns_config`."""
 
     def gradient_axis(self, variable: Any) -> tuple[int, ...]:
-        """The kernel's axes that do not come from the input, where they are neighbours."""
+        """The kernel's axes that do not come from the input, the last of them if apart."""
         inputs, kernel, _ = re.split(r",|->", self.equation.replace(" ", ""))
         axes = tuple(i for i, letter in enumerate(kernel) if letter not in inputs)
-        neighbours = axes and axes == tuple(range(axes[0], axes[0] + len(axes)))
-        return axes if neighbours else super().gradient_axis(variable)
+        neighbours = axes == tuple(range(axes[0], axes[0] + len(axes))) if axes else True
+        return axes if neighbours else axes[-1:]
 
 
 @register_layer(keras.layers.Embedding)
