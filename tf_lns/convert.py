@@ -238,6 +238,8 @@ def _clone(model: keras.Model, function: Callable) -> keras.Model:
 
 def _same(layer: keras.layers.Layer) -> keras.layers.Layer:
     """A new layer of the same class and settings."""
+    if isinstance(layer, keras.layers.Lambda):
+        return layer  # it has no state, and Keras does not rebuild functions without a name
     return type(layer).from_config(layer.get_config())
 
 
@@ -394,7 +396,7 @@ def _keep_codes(old: keras.layers.Layer, new: LNSMixin) -> None:
 def _batches(data: Any, batch_size: int, steps: int | None) -> tuple[Iterable, int | None]:
     """Batches of model inputs, and how many there will be if that is known."""
     arrays = isinstance(data, np.ndarray | tf.Tensor | dict) or (
-        isinstance(data, list | tuple) and all(hasattr(a, "shape") for a in data)
+        isinstance(data, list | tuple) and data and all(hasattr(a, "shape") for a in data)
     )
     if arrays:
         size = int(keras.tree.flatten(data)[0].shape[0])

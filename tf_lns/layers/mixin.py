@@ -81,7 +81,7 @@ class LNSMixin(keras_hooks.AfterBuild):
 
     quantized_inputs = 1
     recorded_ranges = 1
-    _integer_weights: frozenset[int] = frozenset()  # positions of weights saved as integers
+    _integer_weights: frozenset[int] | None = None  # positions of those in the file being read
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Puts the quantizers around `call`, whose signature gains `training`."""
@@ -124,11 +124,14 @@ class LNSMixin(keras_hooks.AfterBuild):
             )
         if getattr(_mode, "float_build", False):
             return super().add_weight(**kwargs)
-        saved_as_integer = len(keras_hooks.own_variables(self)) in self._integer_weights
         initializer = keras.initializers.get(kwargs.get("initializer") or "glorot_uniform")
         with tf.init_scope():
             values = np.asarray(initializer(tuple(shape), dtype="float32"))
-        if not saved_as_integer and not _any_normal(values):
+        is_integer = _any_normal(values)
+        if self._integer_weights is not None:  # the kinds are known, the values come later
+            is_integer = len(keras_hooks.own_variables(self)) in self._integer_weights
+            values = values if _any_normal(values) else np.ones_like(values)
+        if not is_integer:
             return super().add_weight(**kwargs)
         with keras.name_scope(self.name, caller=self):
             variable = LNSVariable(
@@ -319,7 +322,8 @@ class LNSMixin(keras_hooks.AfterBuild):
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Builds the layer with the kinds of weights that `get_build_config` named."""
         config = dict(config)
-        self._integer_weights = frozenset(config.pop("integer_weights", ()))
+        if "integer_weights" in config:
+            self._integer_weights = frozenset(config.pop("integer_weights"))
         super().build_from_config(config)
 
     def save_own_variables(self, store: Any) -> None:
@@ -335,13 +339,19 @@ class LNSMixin(keras_hooks.AfterBuild):
             store[f"input_range_{i}"] = recorded.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        """Loads what `save_own_variables` wrote, or the file of the plain Keras layer.
+        """Loads what `save_own_variables` wrote, here or in the plain Keras layer.
 
         A weight becomes what the file has, integers or (where it is all zero) float32. Codes
         of another storage format are decoded and encoded. A file without recorded ranges
         leaves none.
         """
         keys = set(store.keys())
+        if not keys and keras_hooks.own_variables(self):
+            raise ValueError(
+                f"The file has nothing for layer {self.name!r} under the name of its class, "
+                f"{type(self).__name__}. Load the file of a plain Keras model into that model, "
+                "and then use tf_lns.quantize_model or `set_weights(plain.get_weights())`."
+            )
         keras_hooks.check_saved_count(self, {k: store[k] for k in keys if k.isdigit()})
         for i, variable in enumerate(keras_hooks.own_variables(self)):
             value = np.asarray(store[f"{i}"])
