@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras.src.models.functional import Functional  # noqa: F401  (Keras does not export it)
 from tensorflow.core.framework import types_pb2, versions_pb2
 from tensorflow.core.protobuf import saved_object_graph_pb2
+from tensorflow.python.distribute import values as distribute_values
 from tensorflow.python.eager import record
 from tensorflow.python.framework import auto_control_deps_utils, cpp_shape_inference_pb2
 from tensorflow.python.framework import tensor_shape as tf_tensor_shape
@@ -66,20 +67,101 @@ def write_plain_object(proto: Any) -> None:
 
 
 @contextlib.contextmanager
+def _no_creators() -> Iterator[None]:
+    """Variables made inside are plain ones, whatever creator scopes are around."""
+    graph = tf.compat.v1.get_default_graph()
+    creators = graph._thread_local._variable_creator_stack
+    graph._thread_local._variable_creator_stack = []
+    try:
+        yield
+    finally:
+        graph._thread_local._variable_creator_stack = creators
+
+
+@contextlib.contextmanager
 def late_creation() -> Iterator[None]:
     """Outside of the function being traced, where variables may be made at any trace.
 
     `tf.function` forbids new variables after its first trace, through a creator scope that
     reaches into `tf.init_scope`.
     """
-    with tf.init_scope():
-        graph = tf.compat.v1.get_default_graph()
-        creators = graph._thread_local._variable_creator_stack
-        graph._thread_local._variable_creator_stack = []
-        try:
-            yield
-        finally:
-            graph._thread_local._variable_creator_stack = creators
+    with tf.init_scope(), _no_creators():
+        yield
+
+
+def on_each_device(make: Callable[[tf.Variable], tf.Variable], scale: tf.Variable) -> tf.Variable:
+    """A variable made of parts, one per device of the strategy around; `scale` has as many.
+
+    Args:
+        make: Makes the part that belongs to one part of `scale`.
+        scale: A variable made under the same strategy.
+
+    Raises:
+        ValueError: The strategy is none that integer weights work under.
+    """
+    strategy = tf.distribute.get_strategy()
+    if not isinstance(scale, distribute_values.DistributedVariable):
+        return make(scale)
+    if not isinstance(strategy, tf.distribute.MirroredStrategy):
+        raise ValueError(
+            "Integer weights work on one device and under tf.distribute.MirroredStrategy. "
+            f"Received: a variable made under {type(strategy).__name__}"
+        )
+    scales = iter(parts(scale))
+
+    def creator(**kwargs: Any) -> tf.Variable:
+        with _no_creators():
+            return make(next(scales))
+
+    return strategy.extended._create_variable(
+        creator, initial_value=None, name=scale.name.split(":")[0]
+    )
+
+
+def parts(variable: tf.Variable) -> list[tf.Variable]:
+    """The variable's copies on the devices of its strategy; itself where there is but one."""
+    if isinstance(variable, distribute_values.DistributedVariable):
+        return list(variable.values)
+    return [variable]
+
+
+def local_part(variable: tf.Variable) -> tf.Variable:
+    """The copy on this replica's device, the first one outside of replicas."""
+    if isinstance(variable, distribute_values.DistributedVariable):
+        return variable._get_on_device_or_primary()
+    return variable
+
+
+def identity_with_gradient(
+    x: tf.Tensor, name: str, gradient: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+    """`tf.identity` in a graph, with a gradient function of its own.
+
+    Not `tf.custom_gradient`: that leaves an IdentityN between a product and its activation
+    function, which keeps TensorFlow from fusing the two.
+
+    Args:
+        x: Tensor of the graph that is being built.
+        name: Name of the gradient; the same name always means the same function.
+        gradient: Function from dy to dx.
+    """
+    if name not in _named_gradients:
+        tf.RegisterGradient(name)(lambda op, grad: gradient(grad))
+        _named_gradients.add(name)
+    graph = tf.compat.v1.get_default_graph()
+    with record.stop_recording(), graph.gradient_override_map({"Identity": name}):
+        y = tf.identity(x)
+    scope = graph.get_name_scope()
+
+    def backward(grad: tf.Tensor) -> list[tf.Tensor]:
+        with tf.name_scope(f"gradient_tape/{scope}/" if scope else "gradient_tape/"):
+            return [gradient(grad)]
+
+    record.record_operation(name, [y], [x], backward, None)
+    return y
+
+
+_named_gradients: set[str] = set()
 
 
 def register_read_only(op_name: str) -> None:

@@ -388,11 +388,12 @@ def requantize(codes, from_format, to_format) -> np.ndarray:
 def requantize_scale(scale, from_format, to_format) -> np.ndarray:
     """Scale after `requantize`: the one under which the top of the range stays in place.
 
-    ``float32(scale * float32(2**(octaves1 - octaves2)))``, at least 2**-126.
+    ``float32(scale * float32(2**(octaves1 - octaves2)))``, at least 2**-126; Inf where that
+    overflows.
     """
     from_format, to_format = LNSFormat.get(from_format), LNSFormat.get(to_format)
-    factor = F32(2.0 ** (from_format.octaves - to_format.octaves))
-    with np.errstate(under="ignore"):
+    with np.errstate(under="ignore", over="ignore"):
+        factor = F32(np.exp2(from_format.octaves - to_format.octaves))
         return np.maximum(np.asarray(scale, F32) * factor, MIN_NORMAL)
 
 
@@ -797,6 +798,6 @@ def additive_step(
     bound = np.finfo(F32).max
     with np.errstate(over="ignore"):
         decay = _no_tiny(np.clip(_no_tiny(weight_decay) * weights, -bound, bound))
-        change = _no_tiny(np.clip(F32(learning_rate) * (g_hat + decay), -bound, bound))
+        change = _no_tiny(np.clip(_no_tiny(learning_rate) * (g_hat + decay), -bound, bound))
         moved = np.clip(weights - change, -bound, bound)
     return _no_tiny(moved), second_moment, nonfinite

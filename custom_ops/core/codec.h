@@ -128,7 +128,7 @@ LNS_INLINE float AbsMaxTerm(float x) {
 LNS_INLINE float ScaleFromAbsMax(const Format& format, float abs_max,
                                  bool power_of_two) {
   if (!(abs_max > 0.0f)) return 1.0f;
-  uint32_t bits = std::max(Bits(abs_max * format.abs_max_to_scale()), kMinNormalBits);
+  uint32_t bits = Bits(ScaleTimes(abs_max, format.abs_max_to_scale()));
   if (power_of_two) {
     bits = (bits + kMantissaMask) & ~kMantissaMask;
     bits = std::min(bits, 0x7F000000u);  // 2^127

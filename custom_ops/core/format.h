@@ -49,6 +49,18 @@ LNS_INLINE float FromBits(uint32_t bits) {
   return x;
 }
 
+// The float32 nearest to x, as a double: a denormal survives whatever the flush mode.
+LNS_INLINE double NearestFloat(double x) {
+  if (std::fabs(x) >= 0x1p-126) return static_cast<double>(static_cast<float>(x));
+  return std::nearbyint(x * 0x1p149) * 0x1p-149;
+}
+
+// float32(scale * factor), at least 2^-126. The product of two float32 is exact in double.
+LNS_INLINE float ScaleTimes(float scale, double factor) {
+  const double product = static_cast<double>(scale) * factor;
+  return product < 0x1p-126 ? FromBits(kMinNormalBits) : static_cast<float>(product);
+}
+
 // A code c in -L..L, L = 2^(bits-1) - 1, stands for sign(c) * scale *
 // 2^((|c|-1)/base_factor).
 struct Format {
@@ -66,8 +78,8 @@ struct Format {
     return static_cast<double>(max_exponent()) / base_factor;
   }
   // float32(2^-octaves): abs-max times this is the scale.
-  LNS_INLINE float abs_max_to_scale() const {
-    return static_cast<float>(std::exp2(-octaves()));
+  LNS_INLINE double abs_max_to_scale() const {
+    return NearestFloat(std::exp2(-octaves()));
   }
 
   // An empty string where the format is valid, else what is wrong with it.
@@ -98,14 +110,10 @@ struct Tables {
   static const Tables& Of(int base_factor);
 };
 
-// float32(2^(octaves1 - octaves2)): factor from a scale to the scale after Requantize.
-LNS_INLINE float RequantizeScaleFactor(const Format& from, const Format& to) {
-  return static_cast<float>(std::exp2(from.octaves() - to.octaves()));
-}
-
+// Scale after Requantize: scale * float32(2^(octaves1 - octaves2)), at least 2^-126; Inf
+// where that overflows.
 LNS_INLINE float RequantizeScale(float scale, const Format& from, const Format& to) {
-  const float moved = scale * RequantizeScaleFactor(from, to);
-  return moved < FromBits(kMinNormalBits) ? FromBits(kMinNormalBits) : moved;
+  return ScaleTimes(scale, NearestFloat(std::exp2(from.octaves() - to.octaves())));
 }
 
 LNS_INLINE bool IsValidScale(float scale) {

@@ -188,7 +188,7 @@ XlaOp AdditiveStep(const StepPlan& plan, XlaOp g_hat, XlaOp weights) {
   constexpr float kMax = std::numeric_limits<float>::max();
   const XlaOp w = NoTiny(weights);
   const XlaOp decay = NoTiny(Clip(NoTiny(plan.weight_decay) * w, kMax));
-  const XlaOp change = NoTiny(Clip(plan.learning_rate * (g_hat + decay), kMax));
+  const XlaOp change = NoTiny(Clip(NoTiny(plan.learning_rate) * (g_hat + decay), kMax));
   return NoTiny(Clip(w - change, kMax));
 }
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from tf_lns import keras_hooks
 from tf_lns.formats import LNSFormat
-from tf_lns.ops import gradients as _gradients  # noqa: F401  (registers the gradients)
+from tf_lns.ops import gradients  # importing it registers the gradients
 from tf_lns.ops.call import (
     ROUNDINGS,
     UNDERFLOWS,
@@ -156,8 +158,11 @@ def requantize(codes: Any, from_format: FormatLike, to_format: FormatLike) -> tf
 def requantize_scale(scale: Any, from_format: FormatLike, to_format: FormatLike) -> tf.Tensor:
     """Scale of codes after `requantize`, ``scale * 2**(octaves_from - octaves_to)``."""
     from_format, to_format = LNSFormat.get(from_format), LNSFormat.get(to_format)
-    factor = tf.constant(2.0 ** (from_format.octaves - to_format.octaves), tf.float32)
-    return tf.maximum(scale_tensor(scale) * factor, tf.constant(2.0**-126, tf.float32))
+    with np.errstate(under="ignore", over="ignore"):
+        factor = np.float64(np.float32(np.exp2(from_format.octaves - to_format.octaves)))
+    # The product of two float32 is exact in float64, where no device flushes a denormal.
+    product = tf.cast(scale_tensor(scale), tf.float64) * factor
+    return tf.cast(tf.maximum(product, 2.0**-126), tf.float32)
 
 
 def scale_of(
@@ -307,11 +312,18 @@ def quantize_gradient(
     format = LNSFormat.get(format)
     as_float32, dtype = float_tensor(x, "x")
     x = as_float32 if dtype == tf.float64 else tf.convert_to_tensor(x)
-    y = call(
-        "lns_quantize_gradient",
-        x,
-        power_of_two=flag(power_of_two, "power_of_two"),
+    attrs = {
+        "power_of_two": flag(power_of_two, "power_of_two"),
         **scale_layout(axis, vector_size, x.shape.rank),
         **_attributes(format, rounding, underflow),
-    )
+    }
+    if tf.executing_eagerly():
+        y = call("lns_quantize_gradient", x, **attrs)
+    else:
+        # An identity that TensorFlow knows: its optimizer takes it out, and still fuses a
+        # product with the activation function behind it.
+        name = "LnsQuantizeGradient:" + ":".join(str(attrs[key]) for key in sorted(attrs))
+        y = keras_hooks.identity_with_gradient(
+            x, name, lambda grad: gradients.quantized_gradient(grad, attrs)
+        )
     return tf.cast(y, dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
 from tf_lns.ops.call import call, seed_tensor
@@ -34,11 +36,16 @@ def _quantize_dynamic_grad(op: tf.Operation, grad: tf.Tensor, _scale: tf.Tensor)
     return grad, None
 
 
-@tf.RegisterGradient("LnsQuantizeGradient")
-def _quantize_gradient_grad(op: tf.Operation, grad: tf.Tensor) -> tf.Tensor:
-    """x: grad quantized to the op's format, under a scale of its own."""
-    attrs = {name: op.get_attr(name) for name in _FORMAT_ATTRIBUTES}
-    attrs = {k: v.decode() if isinstance(v, bytes) else v for k, v in attrs.items()}
+def quantized_gradient(grad: tf.Tensor, attrs: dict[str, Any]) -> tf.Tensor:
+    """The gradient of `LnsQuantizeGradient`: grad quantized under a scale of its own.
+
+    Args:
+        grad: Gradient, float16, bfloat16 or float32.
+        attrs: The op's attributes.
+
+    Returns:
+        Tensor like grad.
+    """
     error, _ = call(
         "lns_quantize_dynamic",
         tf.cast(grad, tf.float32),
@@ -46,6 +53,14 @@ def _quantize_gradient_grad(op: tf.Operation, grad: tf.Tensor) -> tf.Tensor:
         **attrs,
     )
     return tf.cast(error, grad.dtype)
+
+
+@tf.RegisterGradient("LnsQuantizeGradient")
+def _quantize_gradient_grad(op: tf.Operation, grad: tf.Tensor) -> tf.Tensor:
+    """x: grad quantized to the op's format, under a scale of its own."""
+    attrs = {name: op.get_attr(name) for name in _FORMAT_ATTRIBUTES}
+    attrs = {k: v.decode() if isinstance(v, bytes) else v for k, v in attrs.items()}
+    return quantized_gradient(grad, attrs)
 
 
 @tf.RegisterGradient("LnsReadVariable")
