@@ -113,7 +113,7 @@ MadamPlan MadamPlan::Make(const Format& format, float beta, float g_bound,
   const double corrected = BiasCorrection(beta, step);
   plan.correction = static_cast<float>(1.0 / corrected);
   plan.root = static_cast<float>(std::sqrt(corrected));
-  plan.learning_rate = learning_rate;
+  plan.learning_rate = NoTiny(learning_rate);
   plan.rate = NoTiny(Clip(learning_rate, kLargestStep)) *
               static_cast<float>(format.base_factor);
   plan.weight_decay = NoTiny(weight_decay);
