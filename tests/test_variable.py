@@ -902,3 +902,107 @@ print((resident() - start) / n / 4)
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert float(result.stdout) < 2.6
+
+
+# --- Several devices ----------------------------------------------------------------------
+
+TWO_DEVICES = """
+import sys
+import keras
+import numpy as np
+import tensorflow as tf
+
+[cpu] = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+from tf_lns import LNSSGD, LNSMadam, LNSVariable
+
+
+class Linear(keras.layers.Layer):
+    def __init__(self, units):
+        super().__init__()
+        self.units = units
+
+    def build(self, shape):
+        initializer = keras.initializers.GlorotUniform(seed=3)
+        self.w = LNSVariable(initializer, shape=(shape[-1], self.units), name="w")
+        self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.w) + self.bias
+
+
+def trained(strategy, optimizer, epochs=2):
+    with strategy.scope():
+        net = keras.Sequential([keras.Input((6,)), Linear(8), keras.layers.ReLU(), Linear(1)])
+        net.compile(optimizer=optimizer(), loss="mse", jit_compile=False)
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    net.fit(x, x[:, :1], epochs=epochs, batch_size=16, shuffle=False, verbose=0)
+    return net
+
+
+two, one = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), tf.distribute.get_strategy()
+"""
+
+
+def test_two_devices_train_as_one(run_python):
+    run_python(
+        TWO_DEVICES
+        + """
+choices = [
+    lambda: LNSMadam(0.02, rounding="stochastic", p_scale=3.0),
+    lambda: LNSMadam(0.02, second_moment="lns8:4"),
+    lambda: LNSSGD(0.05, momentum=0.5, rounding="stochastic"),
+    lambda: keras.optimizers.Adam(0.01),
+]
+for optimizer in choices:
+    many, single = trained(two, optimizer), trained(one, optimizer)
+    for a, b in zip(many.trainable_variables, single.trainable_variables, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=3e-3, atol=1e-4)
+    w = many.layers[0].w
+    first, second = w.cells
+    assert first.device != second.device
+    np.testing.assert_array_equal(first.codes.numpy(), second.codes.numpy())
+    w.assign(np.ones((6, 8), np.float32) * 100)
+    np.testing.assert_array_equal(second.numpy(), first.numpy())
+    assert first.scale.numpy() == second.scale.numpy()
+assert LNSMadam().nonfinite_gradients == 0
+"""
+    )
+
+
+def test_checkpoints_pass_between_one_device_and_two(run_python, tmp_path):
+    run_python(
+        TWO_DEVICES
+        + f"""
+many, single = trained(two, LNSMadam), trained(one, LNSMadam, epochs=1)
+path = tf.train.Checkpoint(model=many).save("{tmp_path}/many")
+tf.train.Checkpoint(model=single).restore(path)
+for a, b in zip(many.trainable_variables, single.trainable_variables, strict=True):
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+single = trained(one, LNSMadam, epochs=3)
+path = tf.train.Checkpoint(model=single).save("{tmp_path}/single")
+tf.train.Checkpoint(model=many).restore(path)
+for cell in many.layers[0].w.cells:
+    np.testing.assert_array_equal(cell.numpy(), single.layers[0].w.numpy())
+many.save_weights("{tmp_path}/w.weights.h5")
+single = trained(one, LNSMadam, epochs=1)
+single.load_weights("{tmp_path}/w.weights.h5")
+np.testing.assert_array_equal(many.layers[0].w.numpy(), single.layers[0].w.numpy())
+"""
+    )
+
+
+def test_other_strategies_are_refused(run_python):
+    run_python(
+        TWO_DEVICES
+        + """
+with tf.distribute.experimental.CentralStorageStrategy(["CPU:0", "CPU:1"]).scope():
+    try:
+        LNSVariable(np.ones(3, np.float32))
+    except ValueError as error:
+        assert "MirroredStrategy" in str(error)
+    else:
+        sys.exit("no error")
+"""
+    )

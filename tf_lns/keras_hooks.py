@@ -100,7 +100,8 @@ def on_each_device(make: Callable[[tf.Variable], tf.Variable], scale: tf.Variabl
         ValueError: The strategy is none that integer weights work under.
     """
     strategy = tf.distribute.get_strategy()
-    if not isinstance(scale, distribute_values.DistributedVariable):
+    distributed = isinstance(scale, distribute_values.DistributedVariable)
+    if not distributed and strategy.num_replicas_in_sync == 1:
         return make(scale)
     if not isinstance(strategy, tf.distribute.MirroredStrategy):
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -76,6 +77,15 @@ def _view(tensor: tf.Tensor) -> np.ndarray:
     return np.asarray(memoryview(tensor))
 
 
+@dataclasses.dataclass
+class WeightRole:
+    """How layers and optimizers treat a weight; one for all its copies on several devices."""
+
+    seen: LNSFormat | None = None  # format in the forward pass (Q_W)
+    gradient_format: LNSFormat | None = None  # Q_G
+    gradient_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 class LNSCell(keras_hooks.BaseResourceVariable):
     """A float32 `tf.Variable` whose memory holds LNS codes.
 
@@ -96,6 +106,7 @@ class LNSCell(keras_hooks.BaseResourceVariable):
         trainable: bool = True,
         aggregation: Any = None,
         synchronization: Any = None,
+        role: WeightRole | None = None,
     ):
         with tf.init_scope():
             handle = keras_hooks.float_alias(codes.handle, codes.shape)
@@ -113,10 +124,35 @@ class LNSCell(keras_hooks.BaseResourceVariable):
         self.codes = codes
         self.scale = scale
         self.storage = storage
-        # The next three say how layers and optimizers treat the weight.
-        self.seen: LNSFormat | None = None
-        self.gradient_format: LNSFormat | None = None
-        self.gradient_options: dict[str, Any] = {}
+        self.role = role or WeightRole()
+        self.copies: list[LNSCell] = []  # on other devices, to be restored with this one
+
+    @property
+    def seen(self) -> LNSFormat | None:
+        """Format in which the forward pass sees the weight, None for as it is stored."""
+        return self.role.seen
+
+    @seen.setter
+    def seen(self, value: LNSFormat | None) -> None:
+        self.role.seen = value
+
+    @property
+    def gradient_format(self) -> LNSFormat | None:
+        """Format that optimizers quantize the weight's gradient to, None for none."""
+        return self.role.gradient_format
+
+    @gradient_format.setter
+    def gradient_format(self, value: LNSFormat | None) -> None:
+        self.role.gradient_format = value
+
+    @property
+    def gradient_options(self) -> dict[str, Any]:
+        """Arguments of `ops.quantize` for the gradient."""
+        return self.role.gradient_options
+
+    @gradient_options.setter
+    def gradient_options(self, value: dict[str, Any]) -> None:
+        self.role.gradient_options = value
 
     def read(self, seen: LNSFormat | None = None) -> tf.Tensor:
         """The weight as float32, in its storage format or as format `seen` shows it."""
@@ -185,9 +221,7 @@ class LNSCell(keras_hooks.BaseResourceVariable):
             name=self._handle_name.removesuffix(":0"),
             trainable=self.trainable,
         )
-        copy.seen = self.seen
-        copy.gradient_format = self.gradient_format
-        copy.gradient_options = dict(self.gradient_options)
+        copy.role = dataclasses.replace(self.role, gradient_options=dict(self.gradient_options))
         memo[id(self)] = copy
         return copy
 
@@ -195,6 +229,8 @@ class LNSCell(keras_hooks.BaseResourceVariable):
         return self.codes._serialize_to_tensors()
 
     def _restore_from_tensors(self, restored_tensors: dict) -> Any:
+        for cell in self.copies:
+            cell.codes._restore_from_tensors(restored_tensors)
         return self.codes._restore_from_tensors(restored_tensors)
 
     def _export_to_saved_model_graph(
@@ -299,26 +335,40 @@ class LNSVariable(keras.Variable):
         # Few steps and no names kept: large weights are made without further float copies.
         with tf.init_scope():
             values = tf.convert_to_tensor(value() if callable(value) else value, tf.float32)
-            scale = weight_scale(_view(values), self._format)
-            codes = tf.Variable(
-                ops.encode(values, scale, self._format), trainable=False, name=self.name
-            )
-            self._value = LNSCell(
-                codes=codes,
-                scale=tf.Variable(scale, trainable=False, name=f"{self.name}_scale"),
-                storage=self._format,
-                name=self.name,
-                trainable=self.trainable,
-                aggregation=self._map_aggregation(self.aggregation),
-                synchronization=self._map_synchronization(self.synchronization),
-            )
-            self._track_trackable(self._value, "codes")
-            self._track_trackable(self._value.scale, "scale")
+            first = weight_scale(_view(values), self._format)
+            codes = ops.encode(values, first, self._format)
+            del values
+            scale = tf.Variable(first, trainable=False, name=f"{self.name}_scale")
+            role = WeightRole()
+
+            def make(scale: tf.Variable) -> LNSCell:
+                return LNSCell(
+                    codes=tf.Variable(codes, trainable=False, name=self.name),
+                    scale=scale,
+                    storage=self._format,
+                    name=self.name,
+                    trainable=self.trainable,
+                    aggregation=self._map_aggregation(self.aggregation),
+                    synchronization=self._map_synchronization(self.synchronization),
+                    role=role,
+                )
+
+            self._value = keras_hooks.on_each_device(make, scale)
+            first_cell, *copies = self.cells
+            first_cell.copies = copies
+            self._track_trackable(first_cell, "codes")
+            self._track_trackable(scale, "scale")
+            self._scale = scale
 
     @property
     def cell(self) -> LNSCell:
-        """The `tf.Variable` behind this variable."""
-        return self._value
+        """The `tf.Variable` behind this variable (on this device, where there are several)."""
+        return keras_hooks.local_part(self._value)
+
+    @property
+    def cells(self) -> list[LNSCell]:
+        """One cell for each device that has a copy of the weight."""
+        return keras_hooks.parts(self._value)
 
     @property
     def format(self) -> LNSFormat:
@@ -328,12 +378,12 @@ class LNSVariable(keras.Variable):
     @property
     def codes(self) -> np.ndarray:
         """The stored codes, an int8 or int16 array (a copy)."""
-        return self._value.codes.numpy()
+        return self.cell.codes.numpy()
 
     @property
     def scale(self) -> np.float32:
         """The scale, the smallest non-zero magnitude."""
-        return np.float32(self._value.scale.numpy())
+        return np.float32(self.cell.scale.numpy())
 
     @property
     def nbytes(self) -> int:
@@ -345,8 +395,10 @@ class LNSVariable(keras.Variable):
     @property
     def value(self) -> Any:
         """The weight: the cell, or inside a layer's call the float32 tensor Q_W(w)."""
-        if getattr(_forward, "on", False) and self._value.seen is not None:
-            return self._maybe_autocast(self._value.read(self._value.seen))
+        if getattr(_forward, "on", False) and self._value is not None:
+            cell = self.cell
+            if cell.seen is not None:
+                return self._maybe_autocast(cell.read(cell.seen))
         return super().value
 
     @property
@@ -356,7 +408,7 @@ class LNSVariable(keras.Variable):
 
     def numpy(self) -> np.ndarray:
         """The stored weight, decoded to float32."""
-        return self._value.numpy()
+        return self.cell.numpy()
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self.numpy(), dtype=dtype)
@@ -365,7 +417,10 @@ class LNSVariable(keras.Variable):
         value = tf.cast(value, tf.float32)
         if tf.executing_eagerly():
             self._fit_scale(value)
-        self._value.assign(value)
+            for cell in self.cells:
+                cell.assign(value)
+        else:
+            self._value.assign(value)
 
     def _fit_scale(self, value: tf.Tensor) -> None:
         """Chooses a new scale where `value` does not fit the range: some would be clipped."""
@@ -378,11 +433,15 @@ class LNSVariable(keras.Variable):
             return
         top = float(present) * 2.0 ** ((self._format.max_exponent + 0.5) / self._format.base_factor)
         if largest >= top:
-            self._value.scale.assign(wanted)
+            self._assign_scale(wanted)
         elif wanted < present:
             smallest = np.min(np.abs(values), initial=np.inf, where=values != 0)
             if smallest < present * 2.0 ** (-0.5 / self._format.base_factor):
-                self._value.scale.assign(wanted)
+                self._assign_scale(wanted)
+
+    def _assign_scale(self, scale: np.float32) -> None:
+        for cell in self.cells:
+            cell.scale.assign(scale)
 
     def assign_codes(self, codes: np.ndarray, scale: Any) -> None:
         """Sets codes and scale as they are.
@@ -408,8 +467,9 @@ class LNSVariable(keras.Variable):
             )
         if scale.shape != () or not np.isfinite(scale) or scale < reference.MIN_NORMAL:
             raise ValueError(f"`scale` must be finite and at least 2**-126. Received: {scale}")
-        self._value.codes.assign(codes.astype(self._format.dtype))
-        self._value.scale.assign(scale)
+        for cell in self.cells:
+            cell.codes.assign(codes.astype(self._format.dtype))
+        self._assign_scale(scale)
 
     @property
     def constraint(self) -> Any:
@@ -464,10 +524,6 @@ class LNSVariable(keras.Variable):
             name: getattr(self, name)
             for name in ("_path", "_regularizer", "_constraint", "_overwrite_with_gradient")
         }
-        roles = {
-            name: getattr(self.cell, name)
-            for name in ("seen", "gradient_format", "gradient_options")
-        }
         arguments = {
             "trainable": self.trainable,
             "autocast": self._autocast,
@@ -476,13 +532,13 @@ class LNSVariable(keras.Variable):
             "name": self.name,
             "format": self._format,
         }
-        return _rebuild, (type(self), self.codes, self.scale, arguments, settings, roles)
+        return _rebuild, (type(self), self.codes, self.scale, arguments, settings, self.cell.role)
 
 
-def _rebuild(cls, codes, scale, arguments, settings, roles) -> LNSVariable:
+def _rebuild(cls, codes, scale, arguments, settings, role) -> LNSVariable:
     """A variable from what `LNSVariable.__reduce__` says of it."""
     new = cls(lambda shape, dtype: tf.zeros(shape, dtype), shape=codes.shape, **arguments)
     new.assign_codes(codes, scale)
     vars(new).update(settings)
-    vars(new.cell).update(roles)
+    vars(new.cell.role).update(vars(role))
     return new

@@ -149,7 +149,9 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
             for v in self._trainable_variables
         ]
         self._create_slots(states)
-        self._nonfinite = self.add_variable((), dtype="int64", name="nonfinite_gradients")
+        self._nonfinite = self.add_variable(
+            (), dtype="int64", aggregation="sum", name="nonfinite_gradients"
+        )
         keras_hooks.set_untracked(self, "_states", states)
         keras_hooks.set_untracked(self, "_state_variables", self.variables[before:])
 
@@ -187,7 +189,7 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
     @property
     def nonfinite_gradients(self) -> int:
         """Gradient elements so far that were NaN or Inf and counted as zero."""
-        return int(self._nonfinite.numpy()) if self._states is not None else 0
+        return int(tf.convert_to_tensor(self._nonfinite)) if self._states is not None else 0
 
     # --- One step --------------------------------------------------------------------
 

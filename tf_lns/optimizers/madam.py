@@ -205,7 +205,8 @@ class LNSMadam(LNSOptimizer, keras.optimizers.Optimizer):
     def _multiply(
         self, state: WeightState, slot: _Slot, variable: Any, gradient: tf.Tensor, **common
     ) -> tf.Tensor:
-        scale = tf.convert_to_tensor(state.scale)
+        is_cell = state.kind == "cell"
+        scale = tf.convert_to_tensor(variable.scale if is_cell else state.scale)
         format, options = self._gradient_format(state, variable)
         of_gradient = {}
         if format is not None:
@@ -221,7 +222,6 @@ class LNSMadam(LNSOptimizer, keras.optimizers.Optimizer):
             }
         limits = {k: exponent_of(v, scale, state.format) for k, v in slot.limits.items()}
         compact = slot.exponent is not None
-        is_cell = state.kind == "cell"
         return apply_madam(
             variable.handle,
             scale,

@@ -55,15 +55,22 @@ def kind_of(variable: Any, predicate: Callable[[Any], bool] | None) -> str:
         predicate: The user's own test for float variables; None for
             `multiplies_activations`.
     """
-    cell = variable.value if isinstance(variable, keras.Variable) else variable
+    cell = _tensor_of(variable)
     if isinstance(cell, LNSCell):
         return "cell"
     is_weight = (predicate or multiplies_activations)(variable)
     if not is_weight or keras.backend.standardize_dtype(variable.dtype) != "float32":
         return "additive"
     with tf.init_scope():
-        trains = np.any(np.abs(cell.numpy()) >= np.float32(2.0**-126))
+        trains = np.any(np.abs(np.asarray(tf.convert_to_tensor(cell))) >= np.float32(2.0**-126))
     return "grid" if trains else "additive"  # all zero: could never train
+
+
+def _tensor_of(variable: Any) -> tf.Variable:
+    """The `tf.Variable` behind a variable."""
+    if isinstance(variable, LNSVariable):
+        return variable.cell
+    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def classify(
@@ -91,9 +98,9 @@ def classify(
     kind = kind_of(variable, predicate)
     if kind == "additive":
         return WeightState(kind)
-    cell = variable.value if isinstance(variable, keras.Variable) else variable
+    cell = _tensor_of(variable)
     with tf.init_scope():
-        values = np.asarray(cell.numpy(), np.float32)
+        values = np.asarray(tf.convert_to_tensor(cell), np.float32)
         if kind == "cell":
             if values.size and not values.any():
                 _warn_of_zeros(variable)
