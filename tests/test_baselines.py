@@ -197,6 +197,15 @@ def test_huge_gradients_and_rates_leave_finite_weights(cls):
         assert np.isfinite(variable.numpy()).all()
 
 
+@pytest.mark.parametrize("cls", [LNSSGD, LNSAdamW])
+def test_a_rate_that_is_not_finite_is_refused(cls):
+    variable, bias = make("cell", normal(3, 3)), keras.Variable(normal(3), name="bias")
+    optimizer = cls(lambda: np.nan)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="learning_rate must be finite"):
+        applier(optimizer, [variable, bias])(np.ones((3, 3), F32), np.ones(3, F32))
+    assert np.isfinite(bias.numpy()).all()
+
+
 def plain_model(optimizer, lazy=False, **kwargs):
     keras.utils.set_random_seed(0)
     net = keras.Sequential(

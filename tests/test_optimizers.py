@@ -495,6 +495,18 @@ def test_loss_scaling_around_it():
     codes_of(net.layers[0].kernel, net.optimizer.inner_optimizer)
 
 
+@pytest.mark.parametrize("kind", ["cell", "grid"])
+def test_a_rate_that_is_not_finite_is_refused(kind):
+    variable = make(kind, normal(3, 3))
+    optimizer = LNSMadam(lambda: np.nan)
+    step = applier(optimizer, [variable])
+    before = variable.numpy()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="learning_rate must be finite"):
+        step(np.ones((3, 3), F32))
+    np.testing.assert_array_equal(variable.numpy(), before)
+    assert not optimizer._slots[0].moment.numpy().any()
+
+
 def test_unknown_variables_are_refused():
     optimizer = LNSMadam()
     optimizer.build([make("cell", normal(2, 2))])
@@ -792,7 +804,7 @@ def test_a_kernel_that_started_at_zero_and_was_trained_loads(tmp_path):
 
 
 @pytest.mark.parametrize("argument", ["initial_learning_rate", "decay_steps"])
-@pytest.mark.parametrize("value", [0, -1.0, "a", True, None])
+@pytest.mark.parametrize("value", [0, -1.0, "a", True, None, np.nan, np.inf])
 def test_wrong_arguments_of_the_schedule(argument, value):
     with pytest.raises(ValueError, match=argument):
         InverseSqrtDecay(**{argument: value})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -20,6 +20,13 @@ from tensorflow.python.framework import auto_control_deps_utils, cpp_shape_infer
 from tensorflow.python.framework import tensor_shape as tf_tensor_shape
 from tensorflow.python.ops import resource_variable_ops
 from tensorflow.python.ops.parallel_for import pfor as parallel_for
+
+if TYPE_CHECKING:  # what mixins stand before
+    _LayerMixin: TypeAlias = Any
+    _OptimizerMixin: TypeAlias = Any
+else:
+    _LayerMixin = object
+    _OptimizerMixin = object
 
 BaseResourceVariable = resource_variable_ops.BaseResourceVariable
 """Base of every `tf.Variable` that lives behind a handle."""
@@ -269,14 +276,14 @@ def untrack_variables(optimizer: keras.optimizers.Optimizer, variables: list) ->
         optimizer._untrack_variable(variable)
 
 
-class FusedWeightDecay:
+class FusedWeightDecay(_OptimizerMixin):
     """Optimizer mixin: weight decay is part of the update, not a pass before it."""
 
     def _apply_weight_decay(self, variables: Any) -> None:
         """Nothing: `update_step` folds the decay in."""
 
 
-class AfterBuild:
+class AfterBuild(_LayerMixin):
     """Layer mixin: `after_build` runs when the layer's own build is done, before it is locked."""
 
     def _post_build(self) -> None:

@@ -261,7 +261,14 @@ class LNSVariable(keras.Variable):
     identifies its code: `get_weights`, `set_weights` and plain files round-trip exactly.
 
     Small non-zero values never become zero. An assignment outside of a traced function whose
-    values do not fit the range chooses a new scale; inside, values saturate.
+    values do not fit the range chooses a new scale; inside, values saturate. NaN is refused (in
+    a function compiled with jit, which cannot refuse, its element stays as it was).
+
+    Keras reckons the memory of a variable by its dtype: `model.summary()` shows 4 bytes per
+    element. `tf_lns.summary(model)` and `nbytes` tell the true bytes.
+
+    Under `tf.distribute.MirroredStrategy` each device has a copy; other strategies of several
+    devices are refused.
 
     Args:
         initializer: Initial values: array, tensor, or a callable of (shape, dtype).

@@ -102,7 +102,7 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
     `_update`.
     """
 
-    _states: list[WeightState] | None = None
+    _states: Any = None  # list[WeightState], once there
 
     def _configure(
         self,
@@ -113,7 +113,7 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
         seed: int,
     ) -> None:
         """Checks and keeps the arguments that all optimizers have."""
-        self.storage = check_format("storage", storage, optional=False)
+        self.storage: Any = check_format("storage", storage, optional=False)
         self.rounding = choice(rounding, "rounding", ROUNDINGS)
         self.gradients = check_format("gradients", gradients)
         if lns_weights is not None and not callable(lns_weights):
@@ -174,7 +174,7 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
     def _add_scale(self, variable: Any, scale: np.float32) -> keras.Variable:
         return self._add_scalar(f"{label_of(variable)}_scale", scale)
 
-    def _add_scalar(self, name: str, value: float, dtype: str = "float32") -> keras.Variable:
+    def _add_scalar(self, name: str, value: Any, dtype: str = "float32") -> keras.Variable:
         initializer = keras.initializers.Constant(value if dtype == "int32" else float(value))
         return self.add_variable((), initializer=initializer, dtype=dtype, name=name)
 

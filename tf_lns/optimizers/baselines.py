@@ -53,6 +53,7 @@ class _Rounded(LNSOptimizer):
         self, index: int, gradient: Any, variable: Any, learning_rate: tf.Tensor
     ) -> tf.Tensor:
         state = self._states[index]
+        learning_rate = tf.debugging.check_numerics(learning_rate, "learning_rate must be finite")
         gradient, nonfinite = finite_gradient(tf.cast(gradient, variable.dtype))
         if state.is_lns:
             gradient = quantized_gradient(gradient, *self._gradient_format(state, variable))

@@ -30,7 +30,7 @@ class _Slot:
     """What LNS-Madam keeps for one variable."""
 
     moment: keras.Variable
-    exponent: keras.Variable | None = None  # of a one-byte moment
+    exponent: Any = None  # keras.Variable, of a one-byte moment
     limits: dict[str, keras.Variable] = dataclasses.field(default_factory=dict)
 
 
@@ -134,7 +134,7 @@ class LNSMadam(LNSOptimizer, keras.optimizers.Optimizer):
                 f"Received: second_moment={second_moment}"
             )
         self.sign_crossing = check_flag("sign_crossing", sign_crossing)
-        self.floor_octaves = check_number(
+        self.floor_octaves: Any = check_number(
             "floor_octaves", floor_octaves, lambda x: 0 < x <= 8, "above 0, at most 8"
         )
         self.round_gradient = check_flag("round_gradient", round_gradient)

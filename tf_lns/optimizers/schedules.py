@@ -30,9 +30,11 @@ class InverseSqrtDecay(keras.optimizers.schedules.LearningRateSchedule):
             ("initial_learning_rate", initial_learning_rate),
             ("decay_steps", decay_steps),
         ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value < float("inf"):
                 raise ValueError(
-                    f"`{argument}` must be a positive number. Received: {argument}={value!r}"
+                    f"`{argument}` must be a positive, finite number. "
+                    f"Received: {argument}={value!r}"
                 )
         self.initial_learning_rate = float(initial_learning_rate)
         self.decay_steps = decay_steps

@@ -37,7 +37,7 @@ class WeightState:
     """What an optimizer knows of one trainable variable."""
 
     kind: str
-    format: LNSFormat | None = None
+    format: Any = None  # LNSFormat, for cell and grid
     scale: Any = None  # tf.Variable or keras.Variable, for cell and grid
     rms: float = 0.0  # of the values at the time
 
