@@ -15,7 +15,7 @@ def _independent():
     """The same random numbers and layer names for each test, in whatever order they run."""
     keras = sys.modules.get("keras")  # tests that do without it need not load it
     if keras is not None:
-        keras.utils.clear_session()
+        keras.utils.clear_session(free_memory=False)
         keras.utils.set_random_seed(1)
     return
 

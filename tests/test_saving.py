@@ -157,6 +157,8 @@ def test_kinds_of_weights_survive_whatever_the_initializer_says(tmp_path):
     lns = pretrained_zeros()
     kinds = [isinstance(layer.kernel, LNSVariable) for layer in lns.layers]
     assert kinds == [True, False]
+    lns.layers[1].kernel.assign(data(3, 2))  # float by now, and not zero
+    lns.layers[1].trainable = False
     lns.compile(tf_lns.LNSMadam(), "mse")
     x = data(8, 4)
     lns.fit(x, x[:, :2], verbose=0)

@@ -395,10 +395,12 @@ def _keep_codes(old: keras.layers.Layer, new: LNSMixin) -> None:
 
 def _batches(data: Any, batch_size: int, steps: int | None) -> tuple[Iterable, int | None]:
     """Batches of model inputs, and how many there will be if that is known."""
-    arrays = isinstance(data, np.ndarray | tf.Tensor | dict) or (
+    arrays = isinstance(data, np.ndarray | np.generic | tf.Tensor | dict) or (
         isinstance(data, list | tuple) and data and all(hasattr(a, "shape") for a in data)
     )
     if arrays:
+        if any(len(a.shape) == 0 for a in keras.tree.flatten(data)):
+            raise ValueError(f"`data` must have a batch axis. Received: data={data!r}")
         size = int(keras.tree.flatten(data)[0].shape[0])
         count = -(-size // batch_size)
 
@@ -411,9 +413,11 @@ def _batches(data: Any, batch_size: int, steps: int | None) -> tuple[Iterable, i
     if isinstance(data, keras.utils.PyDataset):
         items: Iterable = (data[i] for i in range(len(data)))
         total = len(data)
-    else:
+    elif isinstance(data, Iterable) and not isinstance(data, str):
         items = iter(data)
         total = int(data.cardinality()) if isinstance(data, tf.data.Dataset) else -1
+    else:
+        raise TypeError(f"`data` must be arrays or an iterable of batches. Received: data={data!r}")
     inputs = (batch[0] if isinstance(batch, tuple) else batch for batch in items)
     if steps is not None:
         total = steps if total < 0 else min(total, steps)

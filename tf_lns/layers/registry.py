@@ -28,8 +28,10 @@ def register_layer(keras_class: type) -> Callable[[T], T]:
         raise TypeError(f"`keras_class` must be a Keras layer class. Received: {keras_class!r}")
 
     def register(lns_class: T) -> T:
-        if not issubclass(lns_class, keras_class):
-            raise TypeError(f"{lns_class.__name__} must derive from {keras_class.__name__}.")
+        if not (isinstance(lns_class, type) and issubclass(lns_class, keras_class)):
+            raise TypeError(
+                f"The LNS layer must derive from {keras_class.__name__}. Received: {lns_class!r}"
+            )
         _LNS_LAYERS[keras_class] = lns_class
         return keras.saving.register_keras_serializable(package="tf_lns")(lns_class)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_lns import keras_hooks
 from tf_lns.formats import LNSFormat
 from tf_lns.ops.library import load
 
@@ -27,19 +28,40 @@ def _compile_each_op() -> bool:
     return bool(tf.config.list_logical_devices("GPU"))
 
 
-@functools.lru_cache(maxsize=1024)
-def _compiled(name: str, attributes: tuple) -> Any:
+@functools.lru_cache(maxsize=4096)
+def _compiled(name: str, attributes: tuple, places: tuple, signature: tuple) -> Any:
+    """The op as a compiled function of its different inputs, for one signature of theirs."""
     op = getattr(load(), name)
     attrs = {key: list(value) if isinstance(value, tuple) else value for key, value in attributes}
-    return tf.function(lambda *inputs: op(*inputs, **attrs), jit_compile=True, autograph=False)
+
+    def run(*inputs: tf.Tensor) -> Any:
+        result = op(*[inputs[i] for i in places], **attrs)
+        return None if isinstance(result, tf.Operation) else result
+
+    return tf.function(run, jit_compile=True, autograph=False)
 
 
 def call(name: str, *inputs: Any, **attrs: Any) -> Any:
     """Runs an op; on a machine with a GPU inside its own compiled function."""
-    if _compile_each_op():
-        key = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(attrs.items()))
-        return _compiled(name, key)(*[tf.convert_to_tensor(x) for x in inputs])
-    return getattr(load(), name)(*inputs, **attrs)
+    if not _compile_each_op():
+        return getattr(load(), name)(*inputs, **attrs)
+    different: list[tf.Tensor] = []  # XLA takes a variable's handle once
+    places = []
+    for x in map(tf.convert_to_tensor, inputs):
+        known = [i for i, y in enumerate(different) if y is x]
+        places.append(known[0] if known else len(different))
+        if not known:
+            different.append(x)
+    attributes = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in attrs.items())
+    signature = tuple(map(_signature, different))
+    return _compiled(name, attributes, tuple(places), signature)(*different)
+
+
+def _signature(x: tf.Tensor) -> tuple:
+    """What a traced function depends on, behind a handle too: `tf.function` looks only at it."""
+    if x.dtype == tf.resource:
+        return x.dtype, keras_hooks.get_handle_data(x).SerializeToString(deterministic=True)
+    return x.dtype, str(x.shape)
 
 
 def tensor_of(x: Any, name: str, wanted: str) -> tf.Tensor:
@@ -90,6 +112,9 @@ def scale_tensor(scale: Any) -> tf.Tensor:
     Raises:
         TypeError: `scale` is not made of numbers.
     """
+    if isinstance(scale, float):  # one too large for float32 becomes Inf, which the op refuses
+        with np.errstate(over="ignore"):
+            scale = np.float32(scale)
     tensor = tensor_of(scale, "scale", "a number or a tensor of numbers")
     if tensor.dtype == tf.float32:
         return tensor

@@ -282,6 +282,7 @@ def quantize(
     return tf.cast(y, dtype)
 
 
+@tf.autograph.experimental.do_not_convert  # it has functions inside, which AutoGraph confuses
 def quantize_gradient(
     x: Any,
     format: FormatLike,
