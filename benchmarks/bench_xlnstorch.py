@@ -86,9 +86,7 @@ def measured(python: str, side: str) -> dict[str, float]:
 
 def run(peer_python: str) -> dict[str, dict[str, float]]:
     """Milliseconds of both sides and their ratios; sides take turns, the median of three."""
-    pairs = [
-        (measured(sys.executable, "ours"), measured(peer_python, "theirs")) for _ in range(3)
-    ]
+    pairs = [(measured(sys.executable, "ours"), measured(peer_python, "theirs")) for _ in range(3)]
     return {
         name: {
             "tf_lns_ms": statistics.median(a[name] for a, _ in pairs),

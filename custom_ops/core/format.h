@@ -55,7 +55,8 @@ LNS_INLINE double NearestFloat(double x) {
   return std::nearbyint(x * 0x1p149) * 0x1p-149;
 }
 
-// float32(scale * factor), at least 2^-126. The product of two float32 is exact in double.
+// float32(scale * factor), at least 2^-126. The product of two float32 is exact in
+// double.
 LNS_INLINE float ScaleTimes(float scale, double factor) {
   const double product = static_cast<double>(scale) * factor;
   return product < 0x1p-126 ? FromBits(kMinNormalBits) : static_cast<float>(product);
@@ -110,8 +111,8 @@ struct Tables {
   static const Tables& Of(int base_factor);
 };
 
-// Scale after Requantize: scale * float32(2^(octaves1 - octaves2)), at least 2^-126; Inf
-// where that overflows.
+// Scale after Requantize: scale * float32(2^(octaves1 - octaves2)), at least 2^-126;
+// Inf where that overflows.
 LNS_INLINE float RequantizeScale(float scale, const Format& from, const Format& to) {
   return ScaleTimes(scale, NearestFloat(std::exp2(from.octaves() - to.octaves())));
 }
