@@ -79,7 +79,7 @@ BAD_SEED = [
     ("seed", 1.5, TypeError, "`seed`.*1.5"),
     ("seed", True, TypeError, "`seed`.*True"),
     ("seed", "lucky", TypeError, "`seed`.*lucky"),
-    ("seed", [1, 2], ANY, ""),
+    ("seed", [1, 2], ANY, r"seed|rank"),
 ]
 BAD_SCALE = [
     ("scale", 0.0, INVALID, "scale"),

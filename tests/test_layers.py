@@ -702,3 +702,53 @@ def test_a_custom_layer_on_the_mixin_gets_integer_weights():
 def test_output_channels_of_an_einsum_are_the_axes_the_input_lacks(equation, shape, axis):
     layer = layers.LNSEinsumDense(equation, output_shape=(1,))
     assert layer.gradient_axis(np.zeros(shape)) == axis
+
+
+@pytest.mark.parametrize(
+    ("compile_options", "optimizer_options"),
+    [
+        ({"steps_per_execution": 2}, {}),
+        ({"steps_per_execution": 2, "jit_compile": True}, {}),
+        ({}, {"gradient_accumulation_steps": 2}),
+        ({"jit_compile": True}, {}),
+    ],
+)
+def test_the_range_is_recorded_however_fit_runs(compile_options, optimizer_options):
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(F32)
+    model = keras.Sequential([keras.Input((4,)), layers.LNSDense(2)])
+    optimizer = tf_lns.LNSMadam(**optimizer_options)
+    model.compile(optimizer, "mse", **{"jit_compile": False, **compile_options})
+    model.fit(x, x[:, :2], batch_size=2, shuffle=False, epochs=1, verbose=0)
+    expected = np.abs(x[:2]).max()
+    for i in (2, 4, 6):
+        expected = 0.9 * expected + 0.1 * np.abs(x[i : i + 2]).max()
+    np.testing.assert_allclose(model.layers[0].input_ranges[0].numpy(), expected, rtol=1e-5)
+
+
+MIRRORED = """
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    import keras
+    import numpy as np
+    import tf_lns
+
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+    x[:8] *= 4  # the devices see different ranges
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((6,)), tf_lns.layers.LNSDense(3)])
+        model.compile(tf_lns.LNSMadam(), "mse")
+    losses = model.fit(x, x[:, :3], epochs=3, batch_size=16, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    together = model.predict(x, verbose=0)
+    np.testing.assert_array_equal(model.predict(x[:3], verbose=0), together[:3])
+    model.save("model.keras")
+    again = keras.saving.load_model("model.keras")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), together)
+"""
+
+
+def test_two_devices_share_one_range(run_python):
+    run_python(MIRRORED)

@@ -84,7 +84,7 @@ class LNSConfig:
                 '`activation_scale` must be "moving", "batch" or a number. '
                 f"Received: activation_scale={scale!r}"
             )
-        elif not 2.0**-126 <= scale < 2.0**128:
+        elif not 2.0**-126 <= float(scale) < 2.0**128:
             raise ValueError(
                 "`activation_scale` must be positive and finite in float32. "
                 f"Received: activation_scale={scale!r}"

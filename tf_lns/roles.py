@@ -24,6 +24,6 @@ def multiplies_activations(variable: Any) -> bool:
     return role_of(variable.name, variable.shape)
 
 
-def role_of(name: str, shape: Any) -> bool:
+def role_of(name: str | None, shape: Any) -> bool:
     """`multiplies_activations` of a variable that is still to be made."""
     return len(shape) >= 2 and not _ADDITIVE.search((name or "").split(":")[0])

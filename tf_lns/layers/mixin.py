@@ -207,8 +207,7 @@ class LNSMixin(keras_hooks.AfterBuild):
                         0.0,
                         trainable=False,
                         name=f"input_range_{i}",
-                        # On several devices: each its own, the mean where it is read or saved.
-                        synchronization=tf.VariableSynchronization.ON_READ,
+                        # On several devices the same for all: the mean of what each saw.
                         aggregation=tf.VariableAggregation.MEAN,
                     )
                 setattr(self, f"input_range_{i}", variable)
@@ -234,7 +233,7 @@ class LNSMixin(keras_hooks.AfterBuild):
         format = config.activations
         if format is None or not _is_float(x):
             return x
-        options = {"power_of_two": config.power_of_two_scales}
+        options: dict[str, Any] = {"power_of_two": config.power_of_two_scales}
         if config.activation_scale == "batch":
             return ops.quantize(x, format, **options)
 
@@ -303,7 +302,7 @@ class LNSMixin(keras_hooks.AfterBuild):
 
     @activation.setter
     def activation(self, function: Any) -> None:
-        vars(self)["activation"] = function
+        self.__dict__["activation"] = function
 
     # --- Saving --------------------------------------------------------------------------
 
@@ -416,11 +415,12 @@ def _with_quantizers(call: Callable) -> Callable:
             return outputs
         return keras.tree.map_structure(self.quantize_error, outputs)
 
-    lns_call.__signature__ = signature
-    lns_call.__doc__ = call.__doc__
-    lns_call.__name__ = "call"
-    lns_call.quantizes = True
-    return lns_call
+    wrapped: Any = lns_call
+    wrapped.__signature__ = signature
+    wrapped.__doc__ = call.__doc__
+    wrapped.__name__ = "call"
+    wrapped.quantizes = True
+    return wrapped
 
 
 @contextlib.contextmanager

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import keras
 
-_LNS_LAYERS: dict[type, type] = {}
+_LNS_LAYERS: dict[type, type[Any]] = {}
 
 T = TypeVar("T", bound=type)
 
@@ -38,12 +38,12 @@ def register_layer(keras_class: type) -> Callable[[T], T]:
     return register
 
 
-def lns_layer_for(layer: keras.layers.Layer) -> type | None:
+def lns_layer_for(layer: keras.layers.Layer) -> type[Any] | None:
     """The LNS class that stands for a layer's class, or None."""
     return _LNS_LAYERS.get(type(layer))
 
 
-def keras_layer_for(layer: keras.layers.Layer) -> type | None:
+def keras_layer_for(layer: keras.layers.Layer) -> type[Any] | None:
     """The Keras class that an LNS layer stands for, or None."""
     for keras_class, lns_class in _LNS_LAYERS.items():
         if type(layer) is lns_class:
