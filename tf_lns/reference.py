@@ -58,7 +58,8 @@ def log2_segments() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     square = 2 * (start + end - 2 * middle)
     slope = end - start - square
     unit = 2.0**LOG2_FRACTION_BITS
-    return tuple(np.rint(c * unit).astype(np.int64) for c in (start, slope, square))
+    start, slope, square = (np.rint(c * unit).astype(np.int64) for c in (start, slope, square))
+    return start, slope, square
 
 
 def log2_fixed(mantissa_bits: np.ndarray) -> np.ndarray:
