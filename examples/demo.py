@@ -10,6 +10,7 @@ parameter, and the time of a step against FP32; writes demo.png and results.json
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gzip
 import importlib.util
@@ -22,14 +23,32 @@ from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import keras
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-import tf_lns
-from tf_lns.optimizers.weights import bytes_per_parameter
+
+@contextlib.contextmanager
+def silent_stderr():
+    """Hides what TensorFlow's C++ side writes while it starts; exceptions come through."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+with silent_stderr():
+    import keras
+    import tensorflow as tf
+
+    import tf_lns
+
+    tf.config.list_logical_devices()
 
 BATCH = 64
 TRAIN = 4000
@@ -40,16 +59,18 @@ class Recipe:
     """One row of the table."""
 
     name: str
+    short: str
     color: str
     config: tf_lns.LNSConfig | None
     optimizer: Callable[[], keras.optimizers.Optimizer]
 
 
 RECIPES = (
-    Recipe("FP32, Adam", "#888888", None, lambda: keras.optimizers.Adam(1e-3)),
-    Recipe("LNS 8 bit, LNS-Madam", "#1f77b4", tf_lns.LNSConfig(), tf_lns.LNSMadam),
+    Recipe("FP32, Adam", "FP32", "#888888", None, lambda: keras.optimizers.Adam(1e-3)),
+    Recipe("LNS 8 bit, LNS-Madam", "LNS 8 bit", "#1f77b4", tf_lns.LNSConfig(), tf_lns.LNSMadam),
     Recipe(
         "LNS 8 bit, gradients 5 bit, 1-byte second moment",
+        "LNS 8 bit, gradients 5 bit",
         "#d62728",
         tf_lns.LNSConfig(gradients="lns5:2"),
         lambda: tf_lns.LNSMadam(second_moment="lns8:4"),
@@ -121,7 +142,7 @@ def train(recipe: Recipe, seed: int, epochs: int, data, progress: Progress) -> d
     )
     before = weight_exponents(model)
     task = progress.add_task(
-        f"{recipe.name}, seed {seed}", total=epochs * -(-TRAIN // BATCH), accuracy="..."
+        f"{recipe.short}, seed {seed}", total=epochs * -(-TRAIN // BATCH), accuracy="..."
     )
     watch = Watch(progress, task)
     (x, y), test = data
@@ -132,7 +153,7 @@ def train(recipe: Recipe, seed: int, epochs: int, data, progress: Progress) -> d
         "accuracy": history["val_accuracy"][-1],
         "curve": history["val_accuracy"],
         "step_ms": 1000 * statistics.median(watch.steps[20:]),
-        "bytes_per_parameter": bytes_per_parameter(model),
+        "bytes_per_parameter": tf_lns.optimizers.bytes_per_parameter(model),
         "exponents_before": before,
         "exponents_after": weight_exponents(model),
     }
@@ -202,7 +223,7 @@ def main() -> None:
     data = mnist_5k()
     results: dict[str, list[dict]] = {recipe.name: [] for recipe in RECIPES}
     columns = (
-        TextColumn("{task.description:<58}"),
+        TextColumn("{task.description:<32}"),
         BarColumn(bar_width=20),
         TextColumn("test {task.fields[accuracy]}"),
         TimeElapsedColumn(),
