@@ -752,3 +752,15 @@ MIRRORED = """
 
 def test_two_devices_share_one_range(run_python):
     run_python(MIRRORED)
+
+
+def test_stateless_call_multiplies_with_the_given_weights():
+    layer = tf_lns.layers.LNSDense(4)
+    x = np.random.default_rng(0).standard_normal((3, 5)).astype("float32")
+    y = layer(x)
+    stored = [tf.convert_to_tensor(v.value) for v in layer.trainable_variables]
+    others = [v.value for v in layer.non_trainable_variables]
+    same, _ = layer.stateless_call(stored, others, x)
+    double, _ = layer.stateless_call([2 * v for v in stored], others, x)
+    np.testing.assert_array_equal(same, y)
+    np.testing.assert_array_equal(double, 2 * y)

@@ -228,3 +228,21 @@ def test_export_and_checkpoint_hold_codes_and_ranges(tmp_path):
     _, other = plain_and_lns()
     tf.train.Checkpoint(model=other).restore(path)
     assert_same_state(lns, other)
+
+
+def test_a_zero_kernel_trained_additively_keeps_its_optimizer_state(tmp_path):
+    x = np.random.default_rng(0).standard_normal((8, 5)).astype("float32")
+    y = np.ones((8, 2), "float32")
+    model = keras.Sequential(
+        [
+            keras.layers.Input((5,)),
+            keras.layers.Dense(4, kernel_initializer="zeros"),
+            keras.layers.Dense(2),
+        ]
+    )
+    model.compile(tf_lns.LNSMadam(), "mse")
+    model.fit(x, y, epochs=3, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    going_on = [m.fit(x, y, epochs=3, verbose=0, shuffle=False).history for m in (model, loaded)]
+    assert going_on[0] == going_on[1]

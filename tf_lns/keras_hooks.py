@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
 from keras.src.models.functional import Functional  # noqa: F401  (Keras does not export it)
 from tensorflow.core.framework import types_pb2, versions_pb2
 from tensorflow.core.protobuf import saved_object_graph_pb2
@@ -193,6 +194,13 @@ def register_unvectorized(op_name: str) -> None:
 # ---------------------------------------------------------------------------------------
 # Keras
 # ---------------------------------------------------------------------------------------
+
+
+def stateless_value(variable: keras.Variable) -> Any:
+    """The value that a `keras.StatelessScope` holds for a variable, or None."""
+    if not in_stateless_scope():
+        return None
+    return get_stateless_scope().get_current_value(variable)
 
 
 def variable_lists(layer: keras.layers.Layer) -> list[list]:

@@ -405,8 +405,18 @@ class LNSVariable(keras.Variable):
         if getattr(_forward, "on", False) and self._value is not None:
             cell = self.cell
             if cell.seen is not None:
-                return self._maybe_autocast(cell.read(cell.seen))
+                outside = keras_hooks.stateless_value(self)
+                seen = (
+                    cell.read(cell.seen) if outside is None else self._seen_of(outside, cell.seen)
+                )
+                return self._maybe_autocast(seen)
         return super().value
+
+    def _seen_of(self, value: tf.Tensor, seen: LNSFormat) -> tf.Tensor:
+        """Q_W of a value that `stateless_call` puts in the place of the stored one."""
+        scale = self.cell.scale
+        codes = ops.requantize(ops.encode(value, scale, self._format), self._format, seen)
+        return ops.decode(codes, ops.requantize_scale(scale, self._format, seen), seen)
 
     @property
     def handle(self) -> tf.Tensor:

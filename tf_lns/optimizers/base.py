@@ -13,6 +13,7 @@ from tf_lns import keras_hooks, ops
 from tf_lns.formats import LNSFormat
 from tf_lns.ops.call import ROUNDINGS, choice
 from tf_lns.optimizers.weights import (
+    KINDS,
     WeightState,
     all_initialized,
     classify,
@@ -136,8 +137,8 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
         if all_initialized(variables):
             self._create_state()
 
-    def _create_state(self, move: bool = True) -> None:
-        """Makes the state, which depends on the values of the variables.
+    def _create_state(self, move: bool = True, kinds: list[str] | None = None) -> None:
+        """Makes the state, which depends on the values of the variables unless `kinds` are given.
 
         A model that is built by its first batch makes its variables while the training
         function is traced; they have values only when TensorFlow traces it again, so then is
@@ -145,8 +146,10 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
         """
         before = len(self.variables)
         states = [
-            classify(v, self.storage, self.lns_weights, self._add_scale, move)
-            for v in self._trainable_variables
+            classify(v, kind, self.storage, self._add_scale, move)
+            for v, kind in zip(
+                self._trainable_variables, kinds or self._present_kinds(), strict=True
+            )
         ]
         self._create_slots(states)
         self._nonfinite = self.add_variable(
@@ -155,18 +158,33 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
         keras_hooks.set_untracked(self, "_states", states)
         keras_hooks.set_untracked(self, "_state_variables", self.variables[before:])
 
+    def _present_kinds(self) -> list[str]:
+        return [kind_of(v, self.lns_weights) for v in self._trainable_variables]
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the variables, and the kind of each trainable variable."""
+        super().save_own_variables(store)
+        if self._states is not None:
+            kinds = [KINDS.index(state.kind) for state in self._states]
+            store["kinds"] = np.array(kinds, np.int8)
+
     def load_own_variables(self, store: Any) -> None:
         """Loads the state; by now the model's weights are those of the file.
 
-        A tensor that was zero when the optimizer was built, as the model was made anew, may be
-        an LNS weight with the values of the file.
+        A variable may be of another kind than when the optimizer was built: a tensor that
+        starts at zero is additive, and the one in the file need not have been zero.
         """
+        own = {key: store[key] for key in store.keys() if key != "kinds"}  # noqa: SIM118
         if self._states is not None:
-            kinds = [kind_of(v, self.lns_weights) for v in self._trainable_variables]
+            kinds = self._present_kinds()
+            if "kinds" in store.keys():  # noqa: SIM118
+                saved = [KINDS[int(i)] for i in np.asarray(store["kinds"])]
+                if len(saved) == len(kinds):
+                    kinds = [k if k == "cell" else old for k, old in zip(kinds, saved, strict=True)]
             if kinds != [state.kind for state in self._states]:
                 keras_hooks.untrack_variables(self, self._state_variables)
-                self._create_state(move=False)
-        super().load_own_variables(store)
+                self._create_state(move=False, kinds=kinds)
+        super().load_own_variables(own)
 
     def _create_slots(self, states: list[WeightState]) -> None:
         """Makes what the subclass keeps for each variable."""

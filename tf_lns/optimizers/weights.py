@@ -24,6 +24,9 @@ from tf_lns.formats import LNSFormat
 from tf_lns.roles import multiplies_activations
 from tf_lns.variable import LNSCell, LNSVariable, weight_scale
 
+KINDS = ("additive", "grid", "cell")
+"""The kinds, in the order in which files number them."""
+
 
 def all_initialized(variables: list) -> bool:
     """Whether all variables have values, which those made inside a first trace have not yet."""
@@ -75,17 +78,17 @@ def _tensor_of(variable: Any) -> tf.Variable:
 
 def classify(
     variable: Any,
+    kind: str,
     storage: LNSFormat,
-    predicate: Callable[[Any], bool] | None,
     add_scale: Callable[[Any, np.float32], Any],
     move: bool = True,
 ) -> WeightState:
-    """Finds the kind of a variable and, for a grid weight, puts it on the grid.
+    """What there is to know of a variable; a grid weight is put on the grid.
 
     Args:
         variable: As in `kind_of`.
+        kind: Its kind.
         storage: Storage format of grid weights.
-        predicate: As in `kind_of`.
         add_scale: Makes the optimizer's variable for the scale of a grid weight.
         move: Whether a grid weight is put on the grid.
 
@@ -95,7 +98,6 @@ def classify(
     Raises:
         ValueError: A weight for the grid has a constraint, or values that are not finite.
     """
-    kind = kind_of(variable, predicate)
     if kind == "additive":
         return WeightState(kind)
     cell = _tensor_of(variable)
