@@ -9,7 +9,8 @@
 Sources are found by their place:
 
     kernels/ xla/ ops/   *.cc -> tf_lns/ops/_lns_ops.so (one library; xla lowerings
-                         without the op definitions would abort the process)
+                         without the op definitions would abort the process; see
+                         library_units)
     tests/               *_test.cc -> one program each, without TensorFlow, linked
                          with the kernels that know no TensorFlow
 
@@ -247,6 +248,28 @@ def library_sources() -> list[Path]:
     return [s for folder in LIBRARY_FOLDERS for s in sorted(SOURCE_DIR.glob(f"{folder}/*.cc"))]
 
 
+def library_units() -> list[Path]:
+    """What is compiled for the library, one object each.
+
+    A file for an instruction set is a unit. The others of a folder are joined into one, a
+    generated file that includes them: nearly all of their time is spent on TensorFlow's
+    headers, once for each unit.
+    """
+    units = []
+    for folder in LIBRARY_FOLDERS:
+        sources = [s for s in library_sources() if s.parent.name == folder]
+        joined = [s for s in sources if knows_tensorflow(s)]
+        if joined:
+            unit = BUILD_DIR / "units" / folder / "joined.cc"
+            text = "".join(f'#include "{s.relative_to(SOURCE_DIR)}"\n' for s in joined)
+            if not unit.exists() or unit.read_text() != text:
+                unit.parent.mkdir(parents=True, exist_ok=True)
+                unit.write_text(text)
+            units.append(unit)
+        units += [s for s in sources if not knows_tensorflow(s)]
+    return units
+
+
 def plain_kernels() -> list[Path]:
     """The kernels that know no TensorFlow: C++ tests are linked with them."""
     return [s for s in sorted(SOURCE_DIR.glob("kernels/*.cc")) if not knows_tensorflow(s)]
@@ -307,7 +330,7 @@ class Toolchain:
         return digest.hexdigest()
 
     def paths(self, source: Path) -> tuple[Path, Path, Path]:
-        base = self.object_dir / source.relative_to(SOURCE_DIR)
+        base = self.object_dir / source.parent.name / source.name
         return base.with_suffix(".o"), base.with_suffix(".d"), base.with_suffix(".key")
 
     def is_fresh(self, source: Path) -> bool:
@@ -344,12 +367,12 @@ class Toolchain:
         with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
             running = {pool.submit(self.compile, s): s for s in stale}
             for done, future in enumerate(concurrent.futures.as_completed(running), 1):
-                name = running[future].relative_to(ROOT)
+                name = name_of(running[future])
                 count = f"[{done:{len(str(len(stale)))}}/{len(stale)}]"
                 try:
                     seconds, output = future.result()
                 except BuildError as error:
-                    failed.append(str(name))
+                    failed.append(name)
                     say(f"{count} {name}  FAILED\n{error}")
                 else:
                     say(f"{count} {name}  {seconds:.1f} s")
@@ -385,6 +408,13 @@ def read_depfile(depfile: Path) -> list[Path]:
     return [Path(w.replace("\\ ", " ")) for w in words[1:]]
 
 
+def name_of(unit: Path) -> str:
+    """What to call a unit: custom_ops/xla/*.cc for the joined files of a folder."""
+    if unit.is_relative_to(ROOT / "custom_ops"):
+        return str(unit.relative_to(ROOT))
+    return f"custom_ops/{unit.parent.name}/*.cc"
+
+
 def say(text: str) -> None:
     print(text.rstrip(), flush=True)
 
@@ -418,13 +448,12 @@ def build_library(output_dir: Path = LIBRARY_DIR, jobs: int | None = None) -> Pa
     compiler = find_compiler()
     tensorflow = find_tensorflow()
     toolchain = Toolchain(compiler, tensorflow)
-    sources = library_sources()
-    if not sources:
+    if not library_sources():
         raise BuildError(f"no sources in {SOURCE_DIR.name}/{{{','.join(LIBRARY_FOLDERS)}}}/")
     library = output_dir / LIBRARY_NAME
     with one_build_at_a_time():
         started = time.monotonic()
-        objects = toolchain.compile_all(sources, jobs or available_cores())
+        objects = toolchain.compile_all(library_units(), jobs or available_cores())
         flags = [
             "-shared",
             "-Wl,-z,defs",  # an undefined symbol is an error now, not at load time
