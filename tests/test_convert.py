@@ -495,3 +495,17 @@ def test_a_model_without_ranges_cannot_be_calibrated():
     for model in (plain, tf_lns.quantize_model(plain, LNSConfig(activations=None))):
         with pytest.raises(ValueError, match="no layer that records"):
             tf_lns.calibrate(model, X)
+
+
+def test_a_functional_model_with_operators_converts():
+    inputs = keras.Input((10,))
+    model = keras.Model(inputs, keras.layers.Dense(10)(inputs) * 2 + inputs)
+    lns = tf_lns.quantize_model(model)
+    x = np.random.default_rng(0).standard_normal((4, 10)).astype("float32")
+    np.testing.assert_allclose(lns(x), model(x), rtol=0.2, atol=0.5)
+
+
+def test_calibrate_says_when_nothing_was_recorded():
+    lns = tf_lns.quantize_model(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+    with pytest.raises(ValueError, match="No layer recorded a range"):
+        tf_lns.calibrate(lns, np.full((4, 3), np.nan, "float32"), verbose=0)

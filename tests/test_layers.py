@@ -764,3 +764,62 @@ def test_stateless_call_multiplies_with_the_given_weights():
     double, _ = layer.stateless_call([2 * v for v in stored], others, x)
     np.testing.assert_array_equal(same, y)
     np.testing.assert_array_equal(double, 2 * y)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Subclassed(keras.Model):
+    """Keras builds the layers of such a model in a StatelessScope when it is loaded."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = layers.LNSDense(8), layers.LNSDense(4)
+
+    def call(self, x, training=None):
+        return self.second(self.first(x))
+
+
+def test_a_subclassed_model_loads_its_weights(tmp_path):
+    x = np.random.default_rng(0).standard_normal((16, 10)).astype("float32")
+    model = Subclassed()
+    expected = model(x)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "model.keras")(x), expected)
+
+
+def test_a_layer_without_build_may_hold_lns_layers():
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = layers.LNSDense(8)
+
+        def call(self, x):
+            return self.inner(x)
+
+    inputs = keras.Input((10,))
+    model = keras.Model(inputs, Block()(inputs))
+    kernel = model.layers[1].inner.kernel
+    assert isinstance(kernel, LNSVariable)
+    assert kernel.cell.seen == LNSFormat(8, 8)
+
+
+def test_integer_inputs_are_quantized_like_floats():
+    integers = np.arange(20).reshape(2, 10)
+    layer = layers.LNSDense(4)
+    np.testing.assert_array_equal(
+        layer(integers, training=True), layer(integers.astype("float32"), training=True)
+    )
+
+
+def test_half_precision_overflow_stays_visible_behind_the_error_quantizer():
+    x = tf.constant([1.0, 2.0], tf.float16)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf_lns.ops.quantize_gradient(x, "lns8:8")
+    upstream = tf.constant([np.inf, 1.0], tf.float16)
+    np.testing.assert_array_equal(tape.gradient(y, x, upstream), [np.inf, 1.0])
+
+
+def test_formats_too_wide_for_float32_are_refused():
+    for name, format in (("weights", "lns8:1"), ("activations", "lns9:2"), ("storage", "lns9:1")):
+        with pytest.raises(ValueError, match=f"`{name}` may span at most"):
+            LNSConfig(**{name: format})

@@ -274,3 +274,39 @@ def test_additive():
     assert w == pytest.approx([1 - 0.25 * 1.5, -2 + 0.25 * 2, 3 - 0.25 * 1.5], rel=1e-6)
     assert v == pytest.approx([0.00025, 0.016, 0.0], rel=1e-4)
     assert bad == 1
+
+
+def _g_hats(gradients, compact):
+    """g_hat of one weight after another, on a float or a one-byte second moment."""
+    shape = gradients[0].shape
+    moment = (
+        R.CompactMoment(np.zeros(shape, np.int8), None) if compact else np.zeros(shape, np.float32)
+    )
+    step = R.normalized_gradient_compact if compact else R.normalized_gradient
+    results = []
+    for t, gradient in enumerate(gradients, 1):
+        seed = {"seed": t} if compact else {}
+        g_hat, moment = step(gradient.astype(np.float32), moment, step=t, **seed)
+        results.append(g_hat)
+    return np.array(results)
+
+
+@pytest.mark.parametrize("rise", [4, 8, 20])
+def test_a_sudden_rise_of_the_gradient_does_not_blow_up_the_one_byte_step(rise):
+    ones = np.ones(64)
+    gradients = [2.0**-rise * ones, *[ones] * 4]
+    exact, compact = _g_hats(gradients, False), _g_hats(gradients, True)
+    # v keeps six octaves of a rise at once. Until it has caught up it knows the last gradient
+    # alone, so that g_hat is too large by at most the root of the number of gradients.
+    assert np.all(compact.mean(1) <= 1.05 * np.sqrt(np.arange(1, 6)))
+    assert np.all(compact.mean(1) >= 0.9 * exact.mean(1))
+
+
+def test_gradients_far_below_the_largest_still_move_their_weights():
+    rng = np.random.default_rng(0)
+    weak = 2.0 ** -np.array([0, 8, 14, 16, 18, 20])
+    gradients = [rng.choice([-1.0, 1.0], 6) * weak for _ in range(300)]
+    size = np.abs(_g_hats(gradients, True)[-50:]).mean(0)
+    np.testing.assert_allclose(size[:3], 1, rtol=0.3)
+    assert np.all(np.diff(size[2:]) < 0), size  # fades smoothly below the range of k
+    assert size[-1] > 2.0**-8, size

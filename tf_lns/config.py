@@ -14,6 +14,10 @@ from tf_lns.ops.call import UNDERFLOWS, choice, flag
 _FORMATS = ("weights", "storage", "activations", "errors", "gradients")
 
 
+_LARGEST_RANGE = dict.fromkeys(_FORMATS, 126) | {"weights": 64, "storage": 64}
+"""Octaves; a weight's scale follows from its largest value and must not fall below 2**-126."""
+
+
 @keras.saving.register_keras_serializable(package="tf_lns")
 @dataclasses.dataclass(frozen=True)
 class LNSConfig:
@@ -36,7 +40,9 @@ class LNSConfig:
             either), "batch" always for the batch's own, or a positive float, the largest
             magnitude that is represented (then in training too). A layer learns of training as
             `Dropout` does: `fit` tells it (a subclassed model's `call` must take `training`),
-            a loop of your own calls `model(x, training=True)`.
+            a loop of your own calls `model(x, training=True)`. Recorded ranges are saved with
+            a model but are no weights: `get_weights`, and so `EarlyStopping` when it restores
+            the best weights, leaves them; `tf_lns.calibrate` records them anew.
         gradient_scale: "channel" for one scale of G per output channel, or "tensor".
         error_underflow: "clamp" keeps small errors at the smallest magnitude (the paper),
             "flush" makes them zero.
@@ -76,6 +82,13 @@ class LNSConfig:
                 object.__setattr__(self, name, LNSFormat.get(value))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"`{name}`: {error}") from None
+            format = getattr(self, name)
+            if format.octaves > _LARGEST_RANGE[name]:
+                raise ValueError(
+                    f"`{name}` may span at most {_LARGEST_RANGE[name]} octaves, as values and "
+                    f"scale must fit into float32. Received: {name}={format}, which spans "
+                    f"{format.octaves:g}"
+                )
         scale = self.activation_scale
         if isinstance(scale, str):
             choice(scale, "activation_scale", ("moving", "batch"))

@@ -23,6 +23,10 @@ from tf_lns.variable import LNSVariable
 Overrides = Mapping[str, LNSConfig | dict | None] | Callable[[keras.layers.Layer], Any] | None
 
 
+_SHORT_RANGE = 8
+"""Octaves; a storage format of fewer holds a large share of usual weights at its bottom."""
+
+
 def quantize_model(
     model: keras.Model,
     config: LNSConfig | dict | None = None,
@@ -58,6 +62,12 @@ def quantize_model(
     """
     _check_cloneable(model)
     default = LNSConfig.get(config)
+    if default.storage.octaves < _SHORT_RANGE:
+        warnings.warn(
+            f"`storage` {default.storage} spans {default.storage.octaves:g} octaves below 10 RMS "
+            "of a tensor's weights: smaller weights are raised to the bottom of that range.",
+            stacklevel=2,
+        )
     choose = _chooser(default, overrides, model)
     float_layers: list[str] = []
 
@@ -188,6 +198,11 @@ def calibrate(
                     break
         if not count:
             raise ValueError("`data` holds no batch to calibrate on.")
+        if recording() and not any(float(r.numpy()) > 0 for r in recording()):
+            raise ValueError(
+                "No layer recorded a range: `data` holds zeros or NaN alone, or the layers run "
+                "inside a tf.function of the model's own, where ranges cannot be recorded."
+            )
     except BaseException:
         for recorded, value in before:
             recorded.assign(value)
@@ -324,7 +339,8 @@ def _chooser(config: LNSConfig, overrides: Overrides, model: keras.Model) -> Cal
 
 
 def _has_kernel(layer: keras.layers.Layer) -> bool:
-    return any(multiplies_activations(v) for v in layer.trainable_variables)
+    # A functional model holds operators too, such as `+`, which have no variables.
+    return any(multiplies_activations(v) for v in getattr(layer, "trainable_variables", []))
 
 
 def _pairs(source: keras.layers.Layer, target: keras.layers.Layer) -> Iterable[tuple]:

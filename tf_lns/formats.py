@@ -29,6 +29,9 @@ class LNSFormat:
     format. The paper (arXiv:2106.13914, section 3) has no zero; the exact zero, which costs
     one magnitude, is ours.
 
+    Values and scale are float32: a format of more than about 120 octaves reaches beyond its
+    range, where large values decode to Inf.
+
     Args:
         bits: Width of a code in bits, sign included; 2 to 16.
         base_factor: Codes per octave (the paper's gamma); a power of two, 1 to 4096.

@@ -356,7 +356,8 @@ def decode(codes, scale, format, axis=None, vector_size=None) -> np.ndarray:
     q, r = np.divmod(np.abs(codes) - 1, format.base_factor)
     with np.errstate(over="ignore"):
         magnitude = np.ldexp((scale * decode_table(format.base_factor)[r]).astype(F32), q)
-    return np.where(codes == 0, F32(0), np.sign(codes) * magnitude).astype(F32)
+    value = np.where(codes < 0, -magnitude, magnitude)
+    return np.where(codes == 0, F32(0), value).astype(F32)
 
 
 def _checked(codes, format: LNSFormat) -> np.ndarray:
@@ -536,7 +537,7 @@ COMPACT_LOWEST, COMPACT_HIGHEST = -104, 23
 adds nothing to v; above, v is forgotten."""
 
 COMPACT_LARGEST = 151
-"""What k may reach within a step (six octaves over the top), before the shift."""
+"""What is kept of k in a step, six octaves over the top, before the shift; g_hat sees all."""
 
 COMPACT_LOWEST_EXPONENT = -120
 """Smallest exponent of a tensor, about where float32 v would count as zero."""
@@ -580,7 +581,7 @@ def normalized_gradient_compact(
     ::
 
         kn <- round(8 log2|g|) + first - 4 E + 127            k of (1-beta) g**2
-        k  <- max(kn, k + floor(T[kn - k] + u))               k = 0: max(kn, 0)
+        k  <- max(kn, k + floor(T[kn - k] + u), 1)            k = 0: max(kn, 1); g = 0: stays
         g_hat = clip(g / sqrt(v / (1 - beta**t)), +-g_bound)  0 where v = 0
 
     Returns:
@@ -599,12 +600,14 @@ def normalized_gradient_compact(
         exponent = -((-(int(eighths[nonzero].max()) + first)) // 4) + 1
         exponent = max(exponent, COMPACT_LOWEST_EXPONENT)
 
-    kn = np.clip(eighths + first - 4 * exponent + 127, COMPACT_LOWEST, COMPACT_LARGEST)
+    kn = np.maximum(eighths + first - 4 * exponent + 127, COMPACT_LOWEST)
     kn = np.where(nonzero, kn, COMPACT_LOWEST)
     x = np.clip(kn - k, COMPACT_LOWEST, COMPACT_HIGHEST) - COMPACT_LOWEST
     growth = compact_growth(float(F32(beta)))[x] + compact_draws(seed, k.size).reshape(shape)
     grown = np.where(k > 0, np.maximum(k + (growth >> COMPACT_FRACTION_BITS), 1), 0)
-    grown = np.maximum(grown, kn)
+    # A gradient far below the tensor's others still moves its weight, by g over the root of
+    # the smallest v.
+    grown = np.maximum(grown, np.where(nonzero, np.maximum(kn, 1), 0))
 
     # 1 / sqrt(v / (1 - beta**t)) = 2**(z / 8) sqrt(1 - beta**t)
     z = 127 - 4 * exponent - grown
@@ -614,7 +617,7 @@ def normalized_gradient_compact(
         g_hat = np.clip(np.asarray(gradient, F32) * over_root, -F32(g_bound), F32(g_bound))
     g_hat = np.where(grown == 0, F32(0), _no_tiny(g_hat))
 
-    grown, exponent = _shift_compact(grown, exponent)
+    grown, exponent = _shift_compact(np.minimum(grown, COMPACT_LARGEST), exponent)
     return g_hat, CompactMoment(grown.astype(np.int8), exponent)
 
 

@@ -304,6 +304,8 @@ class LNSVariable(keras.Variable):
                 f"An LNSVariable reads as float32; `dtype` must be that. Received: dtype={dtype}"
             )
         self._format = LNSFormat.get(format)
+        # Before the cells: under a StatelessScope they are made later.
+        self.role = WeightRole()
         if not callable(initializer) and not isinstance(initializer, str):
             initializer = tf.cast(tf.convert_to_tensor(initializer), tf.float32)
         super().__init__(
@@ -346,7 +348,7 @@ class LNSVariable(keras.Variable):
             codes = ops.encode(values, first, self._format)
             del values
             scale = tf.Variable(first, trainable=False, name=f"{self.name}_scale")
-            role = WeightRole()
+            role = self.role
 
             def make(scale: tf.Variable) -> LNSCell:
                 return LNSCell(
@@ -505,10 +507,10 @@ class LNSVariable(keras.Variable):
         self._constraint = value
 
     def __repr__(self) -> str:
-        return (
-            f"<LNSVariable path={self.path}, shape={tuple(self.shape)}, format={self._format}, "
-            f"scale=2**{int(np.log2(self.scale))}>"
-        )
+        text = f"<LNSVariable path={self.path}, shape={tuple(self.shape)}, format={self._format}"
+        if self._value is not None and tf.executing_eagerly():
+            text += f", scale=2**{int(np.log2(self.scale))}"
+        return f"{text}>"
 
     # --- TensorFlow's checkpoints and SavedModels ----------------------------------------
     # To them the variable is an object with two variables, `codes` and `scale`. (A variable

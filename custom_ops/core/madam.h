@@ -27,7 +27,7 @@ constexpr int kCompactFractionBits = 16;
 constexpr int kCompactLowest = -104;
 constexpr int kCompactHighest = 23;
 constexpr int kCompactEntries = kCompactHighest - kCompactLowest + 1;
-// What k may reach within a step, before ShiftCompact.
+// What is kept of k in a step, before ShiftCompact; g_hat sees all of it.
 constexpr int kCompactLargest = 151;
 // Bounds of the tensor's exponent. Gradients of at most 2^63 stay far below the
 // highest.
@@ -147,7 +147,7 @@ LNS_INLINE float NormalizedGradientCompact(const MadamPlan& plan, float g,
   int32_t added = kCompactLowest;  // k of (1-beta) g^2
   if (g != 0.0f) {
     added = GradientEighths(tables, g) + tables.first - 4 * plan.exponent + 127;
-    added = std::min(std::max(added, kCompactLowest), kCompactLargest);
+    added = std::max(added, kCompactLowest);
   }
   int32_t grown = 0;
   if (k > 0) {
@@ -156,8 +156,10 @@ LNS_INLINE float NormalizedGradientCompact(const MadamPlan& plan, float g,
     const int32_t growth = tables.growth[x - kCompactLowest] + u;
     grown = std::max(k + (growth >> kCompactFractionBits), 1);
   }
-  grown = std::max(grown, added);
-  *k_in_out = static_cast<uint8_t>(grown);
+  // A gradient far below the tensor's others still moves its weight, by g over the root
+  // of the smallest v.
+  grown = std::max(grown, g != 0.0f ? std::max(added, 1) : 0);
+  *k_in_out = static_cast<uint8_t>(std::min(grown, kCompactLargest));
   if (grown == 0) return 0.0f;
   // 1 / sqrt(v / (1 - beta^t)), a normal number for every exponent that can be.
   const int32_t z = 127 - 4 * plan.exponent - grown;

@@ -104,7 +104,9 @@ class ApplyMadamOp : public XlaOpKernel {
     plan.floor = Max(floor, Scalar(floor, -1));
     valid = And(valid, IsValidScale(scale), And(Le(cap, top), Le(floor, top)));
 
+    // Counted before Q_G, which lets them pass: the count is a loop of its own.
     XlaOp gradient = ctx->Input(4);
+    ctx->SetOutput(0, CountNonfinite(gradient));
     if (quantize_gradient_) {
       XlaOp grad_scale;
       OP_REQUIRES_OK(ctx, GetScale(ctx, 5, grad_layout_, shape, &grad_scale));
@@ -112,7 +114,6 @@ class ApplyMadamOp : public XlaOpKernel {
       valid = And(valid, Eq(bad, Scalar(bad, 0u)));
       gradient = Quantize(grad_plan_, gradient, grad_scale, XlaOp());
     }
-    ctx->SetOutput(0, CountNonfinite(gradient));
     gradient = FiniteGradient(gradient);
 
     XlaOp weight, moment, exponent, g_hat;

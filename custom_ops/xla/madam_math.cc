@@ -118,17 +118,17 @@ XlaOp NormalizedGradientCompact(const StepPlan& plan, XlaOp gradient,
              Clamp(s32(kCompactLowestExponent), stored, s32(kCompactHighestExponent)));
 
   const XlaOp base = s32(tables.first + 127) - s32(4) * exponent;
+  const XlaOp zero = Eq(magnitude, Scalar(magnitude, 0u));
   const XlaOp added =
-      Select(Eq(magnitude, Scalar(magnitude, 0u)), s32(kCompactLowest),
-             Clamp(s32(kCompactLowest), NearestExponent(8, magnitude) + base,
-                   s32(kCompactLargest)));
+      Select(zero, s32(kCompactLowest),
+             Max(s32(kCompactLowest), NearestExponent(8, magnitude) + base));
   const XlaOp x = Clamp(s32(kCompactLowest), added - k, s32(kCompactHighest));
   const XlaOp growth = LookUp(tables.growth, x - s32(kCompactLowest)) +
                        CompactDraws(plan.seed, Dimensions(k));
   XlaOp grown = Max(k + (growth >> s32(kCompactFractionBits)), s32(1));
-  grown = Max(Select(Gt(k, s32(0)), grown, s32(0)), added);
-  grown = Max(grown, s32(0));
-  second_moment->k = grown;
+  grown = Max(Select(Gt(k, s32(0)), grown, s32(0)),
+              Select(zero, s32(0), Max(added, s32(1))));
+  second_moment->k = Min(grown, s32(kCompactLargest));
 
   // 1 / sqrt(v / (1 - beta^t)), a normal number for every exponent that can be.
   const XlaOp z = s32(127) - s32(4) * exponent - grown;

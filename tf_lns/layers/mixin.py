@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -152,9 +153,9 @@ class LNSMixin(keras_hooks.AfterBuild):
         """Leaves on the weight how it is read (Q_W) and how its gradient is quantized (Q_G)."""
         config = self.lns_config
         per_channel = config.gradient_scale == "channel"
-        variable.cell.seen = config.weights
-        variable.cell.gradient_format = config.gradients
-        variable.cell.gradient_options = {
+        variable.role.seen = config.weights
+        variable.role.gradient_format = config.gradients
+        variable.role.gradient_options = {
             "axis": self.gradient_axis(variable) if per_channel else (),
             "underflow": config.gradient_underflow,
             "power_of_two": config.power_of_two_scales,
@@ -222,7 +223,7 @@ class LNSMixin(keras_hooks.AfterBuild):
         """Q_A of an input; see `LNSConfig.activation_scale`.
 
         Args:
-            x: Float tensor; anything else passes as it is.
+            x: Float or integer tensor; anything else passes as it is.
             index: Which of the layer's recorded ranges it belongs to.
             training: Whether the batch's own scale is used, and recorded.
 
@@ -231,7 +232,11 @@ class LNSMixin(keras_hooks.AfterBuild):
         """
         config = self.lns_config
         format = config.activations
-        if format is None or not _is_float(x):
+        if format is None:
+            return x
+        if _is_integer(x):
+            x = keras.ops.cast(x, self.compute_dtype)  # as the product itself would
+        if not _is_float(x):
             return x
         options: dict[str, Any] = {"power_of_two": config.power_of_two_scales}
         if config.activation_scale == "batch":
@@ -354,7 +359,15 @@ class LNSMixin(keras_hooks.AfterBuild):
         keras_hooks.check_saved_count(self, {k: store[k] for k in keys if k.isdigit()})
         for i, variable in enumerate(keras_hooks.own_variables(self)):
             value = np.asarray(store[f"{i}"])
-            if f"{i}_scale" in keys:
+            integers = f"{i}_scale" in keys
+            if integers != isinstance(variable, LNSVariable) and self._called:
+                warnings.warn(
+                    f"The file makes {variable.path} another kind of variable. Functions that "
+                    "were traced and optimizers that were built before still hold the old one: "
+                    "compile the model again.",
+                    stacklevel=2,
+                )
+            if integers:
                 scale = np.asarray(store[f"{i}_scale"])
                 format = self.lns_config.storage
                 if f"{i}_format" in keys:
@@ -435,6 +448,11 @@ def _running(layer: Any) -> Iterator[_Call]:
         _mode.calls.pop()
 
 
+def _is_integer(x: Any) -> bool:
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and keras.backend.is_int_dtype(keras.backend.standardize_dtype(dtype))
+
+
 def _is_float(x: Any) -> bool:
     dtype = getattr(x, "dtype", None)
     return dtype is not None and "float" in keras.backend.standardize_dtype(dtype)
@@ -453,4 +471,6 @@ def _abs_max_of(x: tf.Tensor, scale: tf.Tensor, format: LNSFormat) -> tf.Tensor:
         finite = tf.where(tf.math.is_finite(magnitude), magnitude, 0.0)
         return tf.maximum(tf.reduce_max(finite), 0.0)  # of no element: -Inf
 
+    if format.octaves > 64:  # the scale may be as small as a scale can be, whatever x is
+        return look()
     return tf.cond(scale == 1.0, look, lambda: scale / np.float32(2.0**-format.octaves))

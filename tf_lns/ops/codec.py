@@ -76,7 +76,8 @@ def encode(
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of range.
         tf.errors.InvalidArgumentError: x holds NaN, or the scale is not a finite normal
-            number of the right shape.
+            number of the right shape. Compiled with jit_compile=True nothing can be refused:
+            there NaN gives code 0, and an invalid scale counts as 1.
     """
     format = LNSFormat.get(format)
     x, _ = float_tensor(x, "x")
@@ -112,7 +113,8 @@ def decode(
 
     Raises:
         TypeError: `codes` has another dtype than the format's.
-        tf.errors.InvalidArgumentError: A code lies outside -L..L.
+        tf.errors.InvalidArgumentError: A code lies outside -L..L. (With jit_compile=True it
+            counts as 0.)
     """
     format = LNSFormat.get(format)
     codes = code_tensor(codes, format)
@@ -141,7 +143,8 @@ def requantize(codes: Any, from_format: FormatLike, to_format: FormatLike) -> tf
 
     Raises:
         TypeError: `codes` has another dtype than `from_format`'s.
-        tf.errors.InvalidArgumentError: A code lies outside -L..L.
+        tf.errors.InvalidArgumentError: A code lies outside -L..L. (With jit_compile=True it
+            counts as 0.)
     """
     from_format, to_format = LNSFormat.get(from_format), LNSFormat.get(to_format)
     return call(

@@ -52,7 +52,11 @@ def quantized_gradient(grad: tf.Tensor, attrs: dict[str, Any]) -> tf.Tensor:
         seed_tensor(None, attrs["rounding"]),
         **attrs,
     )
-    return tf.cast(error, grad.dtype)
+    error = tf.cast(error, grad.dtype)
+    if grad.dtype == tf.float16:
+        # An overflow must stay one: by it a LossScaleOptimizer knows to skip the step.
+        error = tf.where(tf.math.is_inf(grad), grad, error)
+    return error
 
 
 @tf.RegisterGradient("LnsQuantizeGradient")

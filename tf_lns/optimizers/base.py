@@ -114,6 +114,9 @@ class LNSOptimizer(keras_hooks.FusedWeightDecay):
         seed: int,
     ) -> None:
         """Checks and keeps the arguments that all optimizers have."""
+        for name in ("clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"):
+            wanted = "positive and finite, or None"
+            check_number(name, getattr(self, name), lambda x: 0 < x < np.inf, wanted, optional=True)
         self.storage: Any = check_format("storage", storage, optional=False)
         self.rounding = choice(rounding, "rounding", ROUNDINGS)
         self.gradients = check_format("gradients", gradients)

@@ -14,6 +14,8 @@ from tf_lns.optimizers.base import (
     LARGEST_GRADIENT,
     LNSOptimizer,
     check_decay,
+    check_flag,
+    check_number,
     check_rate,
     finite_gradient,
     quantized_gradient,
@@ -138,8 +140,8 @@ class LNSSGD(_Rounded, keras.optimizers.SGD):
     ):
         super().__init__(
             learning_rate=check_rate("learning_rate", learning_rate),
-            momentum=momentum,
-            nesterov=nesterov,
+            momentum=check_number("momentum", momentum, lambda m: 0 <= m <= 1, "0 to 1"),
+            nesterov=check_flag("nesterov", nesterov),
             weight_decay=check_decay(weight_decay),
             name=name,
             **kwargs,
@@ -197,10 +199,10 @@ class LNSAdamW(_Rounded, keras.optimizers.AdamW):
         super().__init__(
             learning_rate=check_rate("learning_rate", learning_rate),
             weight_decay=check_decay(weight_decay),
-            beta_1=beta_1,
-            beta_2=beta_2,
-            epsilon=epsilon,
-            amsgrad=amsgrad,
+            beta_1=check_number("beta_1", beta_1, lambda b: 0 <= b < 1, "at least 0, below 1"),
+            beta_2=check_number("beta_2", beta_2, lambda b: 0 <= b < 1, "at least 0, below 1"),
+            epsilon=check_number("epsilon", epsilon, lambda e: 0 < e < 1, "between 0 and 1"),
+            amsgrad=check_flag("amsgrad", amsgrad),
             name=name,
             **kwargs,
         )

@@ -52,7 +52,9 @@ class LNSMadam(LNSOptimizer, keras.optimizers.Optimizer):
     any other Keras model the float32 weights are put on the grid of `storage` when the
     optimizer is built and always lie on it: a value identifies its code, the optimizer encodes,
     moves and decodes it in one pass, and only the scale is kept beside it. Values that you
-    assign move to the nearest point of the grid with the next step.
+    assign move to the nearest point of the grid with the next step; the range of the grid is
+    that of the values when the optimizer was built, and clips what lies beyond it: load weights
+    before training, or compile anew after it.
 
     Elements of a gradient that are not finite count as zero; `nonfinite_gradients` counts them.
 
@@ -146,8 +148,8 @@ class LNSMadam(LNSOptimizer, keras.optimizers.Optimizer):
         With `storage` of base factor 128 each step is the authors' code's: the learning rate
         times the base factor is 1 and the exponent moves by g' rounded half to even.
         """
-        kwargs.setdefault("storage", LNSFormat(12, 128))
-        return cls(learning_rate, p_scale=p_scale, round_gradient=True, **kwargs)
+        settings = {"storage": LNSFormat(12, 128), "round_gradient": True, **kwargs}
+        return cls(learning_rate, p_scale=p_scale, **settings)
 
     def _create_slots(self, states: list[WeightState]) -> None:
         slots = [self._slot(v, s) for v, s in zip(self._trainable_variables, states, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import keras
 from keras import ops
 
@@ -30,14 +32,14 @@ class InverseSqrtDecay(keras.optimizers.schedules.LearningRateSchedule):
             ("initial_learning_rate", initial_learning_rate),
             ("decay_steps", decay_steps),
         ):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if not number or not 0 < value < float("inf"):
                 raise ValueError(
                     f"`{argument}` must be a positive, finite number. "
                     f"Received: {argument}={value!r}"
                 )
         self.initial_learning_rate = float(initial_learning_rate)
-        self.decay_steps = decay_steps
+        self.decay_steps = float(decay_steps)
         self.name = name
 
     def __call__(self, step):
