@@ -1,6 +1,6 @@
 """The speed table: every benchmark in one run, as ratios to a peer measured beside it.
 
-    python benchmarks/run.py [--quick] [--output benchmarks/RESULTS.md]
+    python benchmarks/run.py [--quick] [--output DIR] [--xlnstorch-python PATH]
 
 Writes a Markdown report and the raw figures as JSON beside it. About 8 minutes on 2 cores.
 """
@@ -22,6 +22,7 @@ import bench_import
 import bench_madam
 import bench_memory
 import bench_step
+import bench_xlnstorch
 from common import machine
 from rich.console import Console
 
@@ -83,6 +84,13 @@ def rows(results: dict[str, Any]) -> list[Row]:
                 goal,
             )
         )
+        table.append(
+            Row(
+                f"the same under jit_compile, {net}",
+                "the same under jit_compile",
+                ("step_jit", net, "lns"),
+            )
+        )
     for rival in ("lns", "lns_1_byte_v"):
         for field in ("at_rest", "peak"):
             table.append(
@@ -101,7 +109,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines = ["| what | peer | ratio | goal |", "|---|---|---:|---:|"]
     for row in rows(results):
         value = row.value(results)
-        shown = "not measured" if value is None else f"{value:.2f}{row.unit}"
+        digits = 2 if value is None or value >= 0.1 else 4
+        shown = "not measured" if value is None else f"{value:.{digits}f}{row.unit}"
         goal = "" if row.goal is None else f"{row.goal:.2f}"
         lines.append(f"| {row.what} | {row.peer} | {shown} | {goal} |")
     return "\n".join(lines)
@@ -129,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, 5 M parameters")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(__file__).parent)
+    parser.add_argument("--xlnstorch-python", help="see bench_xlnstorch.py")
     arguments = parser.parse_args()
     console = Console()
     rounds = 5 if arguments.quick else 15
@@ -137,9 +147,12 @@ def main() -> None:
         "madam": lambda: bench_madam.run(rounds=rounds),
         "codec": lambda: bench_codec.run(repeats=rounds),
         "step": lambda: bench_step.run(rounds=4 * rounds),
+        "step_jit": lambda: bench_step.run(rounds=rounds, jit=True),
         "memory": lambda: bench_memory.run(5_000_000 if arguments.quick else 50_000_000),
         "import": lambda: bench_import.run(3 if arguments.quick else 7),
     }
+    if arguments.xlnstorch_python:
+        jobs["xlnstorch"] = lambda: bench_xlnstorch.run(arguments.xlnstorch_python)
     results: dict[str, Any] = {"date": datetime.date.today().isoformat()}
     for name, job in jobs.items():
         with console.status(f"measuring: {name}"):

@@ -341,7 +341,9 @@ def test_law_round_trip(format, scale, data):
     codes = data.draw(st.lists(st.integers(-format.max_code, format.max_code), min_size=1))
     codes = np.array(codes, format.dtype)
     values = codec.decode(codes, np.float32(scale), format).numpy()
-    kept = np.isfinite(values)
+    # Encoding looks at the float32 quotient, which saturates where it overflows.
+    with np.errstate(over="ignore"):
+        kept = np.isfinite(values / np.float32(scale))
     back = codec.encode(values, np.float32(scale), format).numpy()
     np.testing.assert_array_equal(back[kept], codes[kept])
 
