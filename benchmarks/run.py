@@ -100,6 +100,11 @@ def rows(results: dict[str, Any]) -> list[Row]:
                     ("memory", rival, f"{field}_ratio"),
                 )
             )
+    for what in ("step", "update"):
+        name = f"linear layer of 256x256, batch 32: {what}"
+        row = Row(name, "xlnstorch 1.0", ("xlnstorch", what, "ratio"))
+        if row.value(results) is not None:
+            table.append(row)
     table.append(Row("import tf_lns over import keras", "", ("import", "over_keras_s"), 0.3, " s"))
     return table
 
@@ -129,7 +134,8 @@ itself. Raw figures: [results.json](results.json).
 {markdown(results)}
 
 Memory is the resident set beyond the process before the model: at rest between steps, and at its
-peak. It counts what the allocator keeps, and the gradient of a step at the peak.
+peak, which holds the initial values or a step's gradient in float32. It was taken without oneDNN,
+whose allocator keeps freed memory to itself.
 """
 
 

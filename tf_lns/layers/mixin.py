@@ -252,12 +252,12 @@ class LNSMixin(keras_hooks.AfterBuild):
         recorded = self.input_ranges[index]
         if getattr(_mode, "calibration", False) and tf.executing_eagerly():
             y, scale = ops.quantize_with_scale(x, format, **options)
-            recorded.assign(tf.maximum(recorded, _abs_max_of(x, scale, format)))
+            recorded.assign(tf.maximum(recorded, _abs_max_of(x, scale, config)))
             return y
 
         def train() -> tf.Tensor:
             y, scale = ops.quantize_with_scale(x, format, **options)
-            seen = _abs_max_of(x, scale, format)
+            seen = _abs_max_of(x, scale, config)
             present = tf.convert_to_tensor(recorded)
             moved = RANGE_MOMENTUM * present + (1 - RANGE_MOMENTUM) * seen
             # A batch of zeros says nothing of the range.
@@ -463,14 +463,19 @@ def _any_normal(values: np.ndarray) -> bool:
     return bool(np.any(np.abs(values) >= np.float32(2.0**-126)))
 
 
-def _abs_max_of(x: tf.Tensor, scale: tf.Tensor, format: LNSFormat) -> tf.Tensor:
+def _abs_max_of(x: tf.Tensor, scale: tf.Tensor, config: LNSConfig) -> tf.Tensor:
     """The abs-max behind the scale that the op took from x; 0 where x is all zero."""
+    octaves = config.activations.octaves
 
-    def look() -> tf.Tensor:  # the scale 1 may be that of an all-zero x, or of a large one
+    def look() -> tf.Tensor:
         magnitude = tf.abs(tf.cast(x, tf.float32))
         finite = tf.where(tf.math.is_finite(magnitude), magnitude, 0.0)
         return tf.maximum(tf.reduce_max(finite), 0.0)  # of no element: -Inf
 
-    if format.octaves > 64:  # the scale may be as small as a scale can be, whatever x is
+    if octaves > 64:  # the scale may be as small as a scale can be, whatever x is
         return look()
-    return tf.cond(scale == 1.0, look, lambda: scale / np.float32(2.0**-format.octaves))
+    # The scale 1 is that of an all-zero x. It can also be that of a largest element of
+    # 2**octaves, which is a usual number where that is a whole power of two.
+    usual = config.power_of_two_scales or octaves == int(octaves)
+    seen = scale * np.float32(2.0**octaves)
+    return tf.cond(scale == 1.0, look, lambda: seen) if usual else tf.where(scale == 1.0, 0.0, seen)
