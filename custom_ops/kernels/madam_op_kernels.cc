@@ -40,16 +40,6 @@ Status GetStepInputs(OpKernelContext* ctx, int first, StepInputs* inputs) {
   return absl::OkStatus();
 }
 
-Status CheckMadamAttributes(float beta, float g_bound) {
-  if (!(beta > 0.0f && beta < 1.0f)) {
-    return InvalidArgument("beta must lie between 0 and 1, got ", beta);
-  }
-  if (!(g_bound > 0.0f && std::isfinite(g_bound))) {
-    return InvalidArgument("g_bound must be positive and finite, got ", g_bound);
-  }
-  return absl::OkStatus();
-}
-
 Status CheckShape(const char* name, const TensorShape& shape,
                   const TensorShape& expected) {
   if (shape == expected) return absl::OkStatus();
@@ -71,29 +61,14 @@ class ApplyMadamOp : public OpKernel {
     OP_REQUIRES_OK(ctx, GetFormat(ctx, "", &format_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("Tweight", &weight_type_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("Tmoment", &moment_type_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("beta", &beta_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("g_bound", &g_bound_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("round_gradient", &round_gradient_));
-    OP_REQUIRES_OK(ctx, CheckMadamAttributes(beta_, g_bound_));
+    OP_REQUIRES_OK(ctx, GetMadamAttributes(ctx, &beta_, &g_bound_));
     if (weight_type_ != tensorflow::DT_FLOAT) {
       OP_REQUIRES_OK(ctx, CheckCodeType(format_, weight_type_));
     }
-    std::string rounding, underflow;
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("rounding", &rounding));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("grad_underflow", &underflow));
-    rounding_ = rounding == "stochastic" ? Rounding::kStochastic : Rounding::kNearest;
-    int grad_bits;
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("grad_bits", &grad_bits));
-    quantize_gradient_ = grad_bits != 0;
-    if (quantize_gradient_) {
-      Format format;
-      OP_REQUIRES_OK(ctx, GetFormat(ctx, "grad_", &format));
-      OP_REQUIRES_OK(ctx, grad_layout_.Init(ctx, "grad_axis", false));
-      grad_plan_ = CodecPlan(format);
-      grad_plan_.underflow =
-          underflow == "flush" ? Underflow::kFlush : Underflow::kClamp;
-      grad_plan_.pass_infinity = true;  // so that the step sees it, and counts it
-    }
+    OP_REQUIRES_OK(ctx, GetRounding(ctx, &rounding_));
+    OP_REQUIRES_OK(
+        ctx, GetGradientPlan(ctx, &quantize_gradient_, &grad_plan_, &grad_layout_));
     if (moment_type_ == tensorflow::DT_INT8)
       compact_ = std::make_unique<CompactTables>(beta_);
   }
@@ -289,9 +264,7 @@ class ApplyMadamOp : public OpKernel {
 class ApplyMadamAdditiveOp : public OpKernel {
  public:
   explicit ApplyMadamAdditiveOp(OpKernelConstruction* ctx) : OpKernel(ctx) {
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("beta", &beta_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("g_bound", &g_bound_));
-    OP_REQUIRES_OK(ctx, CheckMadamAttributes(beta_, g_bound_));
+    OP_REQUIRES_OK(ctx, GetMadamAttributes(ctx, &beta_, &g_bound_));
   }
 
   void Compute(OpKernelContext* ctx) override {

@@ -1,6 +1,7 @@
 #include "kernels/op_helpers.h"
 
 #include <algorithm>
+#include <cmath>
 #include <mutex>
 #include <numeric>
 
@@ -28,16 +29,52 @@ Status CheckCodeType(const Format& format, DataType dtype) {
                          tensorflow::DataTypeString(dtype));
 }
 
+Status GetRounding(OpKernelConstruction* ctx, Rounding* rounding) {
+  std::string name;
+  TF_RETURN_IF_ERROR(ctx->GetAttr("rounding", &name));
+  *rounding = name == "stochastic" ? Rounding::kStochastic : Rounding::kNearest;
+  return absl::OkStatus();
+}
+
+Status GetUnderflow(OpKernelConstruction* ctx, const std::string& name,
+                    Underflow* underflow) {
+  std::string value;
+  TF_RETURN_IF_ERROR(ctx->GetAttr(name, &value));
+  *underflow = value == "flush" ? Underflow::kFlush : Underflow::kClamp;
+  return absl::OkStatus();
+}
+
 Status GetCodecPlan(OpKernelConstruction* ctx, CodecPlan* plan) {
   Format format;
   TF_RETURN_IF_ERROR(GetFormat(ctx, "", &format));
   *plan = CodecPlan(format);
-  std::string rounding, underflow;
-  TF_RETURN_IF_ERROR(ctx->GetAttr("rounding", &rounding));
-  TF_RETURN_IF_ERROR(ctx->GetAttr("underflow", &underflow));
-  plan->rounding =
-      rounding == "stochastic" ? Rounding::kStochastic : Rounding::kNearest;
-  plan->underflow = underflow == "flush" ? Underflow::kFlush : Underflow::kClamp;
+  TF_RETURN_IF_ERROR(GetRounding(ctx, &plan->rounding));
+  return GetUnderflow(ctx, "underflow", &plan->underflow);
+}
+
+Status GetGradientPlan(OpKernelConstruction* ctx, bool* quantize, CodecPlan* plan,
+                       ScaleLayout* layout) {
+  int bits;
+  TF_RETURN_IF_ERROR(ctx->GetAttr("grad_bits", &bits));
+  *quantize = bits != 0;
+  if (!*quantize) return absl::OkStatus();
+  Format format;
+  TF_RETURN_IF_ERROR(GetFormat(ctx, "grad_", &format));
+  *plan = CodecPlan(format);
+  plan->pass_infinity = true;  // so that the step sees it, and counts it
+  TF_RETURN_IF_ERROR(GetUnderflow(ctx, "grad_underflow", &plan->underflow));
+  return layout->Init(ctx, "grad_axis", false);
+}
+
+Status GetMadamAttributes(OpKernelConstruction* ctx, float* beta, float* g_bound) {
+  TF_RETURN_IF_ERROR(ctx->GetAttr("beta", beta));
+  TF_RETURN_IF_ERROR(ctx->GetAttr("g_bound", g_bound));
+  if (!(*beta > 0.0f && *beta < 1.0f)) {
+    return InvalidArgument("beta must lie between 0 and 1, got ", *beta);
+  }
+  if (!(*g_bound > 0.0f && std::isfinite(*g_bound))) {
+    return InvalidArgument("g_bound must be positive and finite, got ", *g_bound);
+  }
   return absl::OkStatus();
 }
 

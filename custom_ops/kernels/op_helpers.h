@@ -30,6 +30,13 @@ Status GetFormat(OpKernelConstruction* ctx, const std::string& prefix, Format* f
 // InvalidArgument unless `dtype` is the one that holds codes of `format`.
 Status CheckCodeType(const Format& format, DataType dtype);
 
+// The attribute `rounding`.
+Status GetRounding(OpKernelConstruction* ctx, Rounding* rounding);
+
+// The attribute `name`, "clamp" or "flush".
+Status GetUnderflow(OpKernelConstruction* ctx, const std::string& name,
+                    Underflow* underflow);
+
 // Format, rounding and underflow of a codec op.
 Status GetCodecPlan(OpKernelConstruction* ctx, CodecPlan* plan);
 
@@ -44,6 +51,14 @@ struct ScaleLayout {
   TensorShape ScaleShape(
       const TensorShape& shape) const;  // of a shape that View accepts
 };
+
+// Q_G of an optimizer's op: whether the gradient is quantized first, how, and how its
+// scale lies.
+Status GetGradientPlan(OpKernelConstruction* ctx, bool* quantize, CodecPlan* plan,
+                       ScaleLayout* layout);
+
+// The attributes `beta` and `g_bound` of an optimizer's op, checked.
+Status GetMadamAttributes(OpKernelConstruction* ctx, float* beta, float* g_bound);
 
 // InvalidArgument unless `scale` has the layout's shape and all its elements are finite
 // normals.

@@ -61,11 +61,8 @@ class AssignVariableOp : public OpKernel {
     OP_REQUIRES_OK(ctx, GetFormat(ctx, "", &format));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("Tcode", &dtype_));
     OP_REQUIRES_OK(ctx, CheckCodeType(format, dtype_));
-    std::string rounding;
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("rounding", &rounding));
     plan_ = CodecPlan(format);
-    plan_.rounding =
-        rounding == "stochastic" ? Rounding::kStochastic : Rounding::kNearest;
+    OP_REQUIRES_OK(ctx, GetRounding(ctx, &plan_.rounding));
   }
 
   void Compute(OpKernelContext* ctx) override {

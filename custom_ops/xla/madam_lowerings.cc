@@ -14,16 +14,6 @@ using ::tensorflow::DT_FLOAT;
 using ::tensorflow::DT_INT32;
 using ::tensorflow::DT_INT8;
 
-Status CheckMadamAttributes(float beta, float g_bound) {
-  if (!(beta > 0.0f && beta < 1.0f)) {
-    return InvalidArgument("beta must lie between 0 and 1, got ", beta);
-  }
-  if (!(g_bound > 0.0f && std::isfinite(g_bound))) {
-    return InvalidArgument("g_bound must be positive and finite, got ", g_bound);
-  }
-  return absl::OkStatus();
-}
-
 // The variable behind input `index`, of the gradient's shape.
 Status Read(XlaOpKernelContext* ctx, int index, DataType dtype, const char* name,
             const TensorShape& expected, XlaOp* value) {
@@ -61,30 +51,14 @@ class ApplyMadamOp : public XlaOpKernel {
     OP_REQUIRES_OK(ctx, GetFormat(ctx, "", &plan_.format));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("Tweight", &weight_type_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("Tmoment", &moment_type_));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("beta", &plan_.beta));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("g_bound", &plan_.g_bound));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("round_gradient", &plan_.round_gradient));
-    OP_REQUIRES_OK(ctx, CheckMadamAttributes(plan_.beta, plan_.g_bound));
+    OP_REQUIRES_OK(ctx, GetMadamAttributes(ctx, &plan_.beta, &plan_.g_bound));
     if (weight_type_ != DT_FLOAT) {
       OP_REQUIRES_OK(ctx, CheckCodeType(plan_.format, weight_type_));
     }
-    std::string rounding, underflow;
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("rounding", &rounding));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("grad_underflow", &underflow));
-    plan_.rounding =
-        rounding == "stochastic" ? Rounding::kStochastic : Rounding::kNearest;
-    int grad_bits;
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("grad_bits", &grad_bits));
-    quantize_gradient_ = grad_bits != 0;
-    if (quantize_gradient_) {
-      Format format;
-      OP_REQUIRES_OK(ctx, GetFormat(ctx, "grad_", &format));
-      OP_REQUIRES_OK(ctx, grad_layout_.Init(ctx, "grad_axis", false));
-      grad_plan_ = CodecPlan(format);
-      grad_plan_.underflow =
-          underflow == "flush" ? Underflow::kFlush : Underflow::kClamp;
-      grad_plan_.pass_infinity = true;  // so that the step sees it, and counts it
-    }
+    OP_REQUIRES_OK(ctx, GetRounding(ctx, &plan_.rounding));
+    OP_REQUIRES_OK(
+        ctx, GetGradientPlan(ctx, &quantize_gradient_, &grad_plan_, &grad_layout_));
   }
 
   void Compile(XlaOpKernelContext* ctx) override {
@@ -156,9 +130,7 @@ class ApplyMadamOp : public XlaOpKernel {
 class ApplyMadamAdditiveOp : public XlaOpKernel {
  public:
   explicit ApplyMadamAdditiveOp(OpKernelConstruction* ctx) : XlaOpKernel(ctx) {
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("beta", &plan_.beta));
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("g_bound", &plan_.g_bound));
-    OP_REQUIRES_OK(ctx, CheckMadamAttributes(plan_.beta, plan_.g_bound));
+    OP_REQUIRES_OK(ctx, GetMadamAttributes(ctx, &plan_.beta, &plan_.g_bound));
   }
 
   void Compile(XlaOpKernelContext* ctx) override {
