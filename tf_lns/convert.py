@@ -14,10 +14,17 @@ import tensorflow as tf
 
 from tf_lns import keras_hooks
 from tf_lns.config import LNSConfig
-from tf_lns.layers.mixin import LNSMixin, calibration, float_build
-from tf_lns.layers.registry import keras_layer_for, lns_layer_for
-from tf_lns.ops.call import choice, integer
-from tf_lns.roles import multiplies_activations
+from tf_lns.layers.container import convert, is_exact_graph, plain_class
+from tf_lns.layers.mixin import LNSMixin, calibration
+from tf_lns.layers.registry import (
+    accepted,
+    keras_class_of,
+    lns_layer_for,
+    plain_build_config,
+    plain_config,
+)
+from tf_lns.layers.tree import all_layers, children, pairs
+from tf_lns.ops.call import choice, flag, integer
 from tf_lns.variable import LNSVariable
 
 Overrides = Mapping[str, LNSConfig | dict | None] | Callable[[keras.layers.Layer], Any] | None
@@ -31,36 +38,39 @@ def quantize_model(
     model: keras.Model,
     config: LNSConfig | dict | None = None,
     overrides: Overrides = None,
+    in_place: bool = False,
 ) -> keras.Model:
-    """An LNS copy of a Sequential or functional model.
+    """An LNS copy of a Keras model: Sequential, functional, subclassed, nested or published.
 
     Layers keep their names, their weights (each integer weight's scale is chosen from its
-    values, so none is clipped), their topology and sharing; nested models and the layers in
-    `TimeDistributed` are converted too. A compiled model is compiled alike, with a fresh
-    optimizer and fresh metrics. Normalisation, softmax and biases stay float32, as does what
-    `tf_lns` has no LNS layer for, which a warning lists. Weights keep their order and names:
-    ``lns.set_weights(model.get_weights())`` works. An LNS layer changes to `config`; where the
-    storage format stays, so do its codes.
+    values, so none is clipped), their topology, masks and sharing, at any depth. A compiled
+    model is compiled alike, with a fresh optimizer and fresh metrics. Normalisation, softmax
+    and biases stay float32, as does what `tf_lns` has no LNS layer for, which a warning lists.
+    Weights keep their order and names: ``lns.set_weights(model.get_weights())`` works. An LNS
+    layer changes to `config`; where the storage format stays, so do its codes.
+
+    A subclassed model is copied as Keras loads one, through `get_config` and `from_config`.
 
     Args:
-        model: The model; it stays as it is.
+        model: The model; it stays as it is, unless `in_place`.
         config: Formats; None for the defaults, or in an LNS layer for those it has.
         overrides: Per layer: a dict from name patterns (regular expressions, matched against
             the whole layer name) to configs, or a function of the layer. None in place of a
             config leaves the layer float. A function may return `config` itself.
+        in_place: Convert the model itself, for models that cannot be copied.
 
     Returns:
         The LNS model.
 
     Raises:
         TypeError: `model` is no Keras model, or an override is no config.
-        ValueError: `model` is neither Sequential nor functional; or a pattern of `overrides`
-            is no regular expression, or matches no layer.
+        ValueError: `model` cannot be copied; a pattern of `overrides` is no regular
+            expression, or matches no layer; or `model` has LNS layers and `in_place` is set.
 
     Example:
         >>> lns = quantize_model(model, LNSConfig(gradients="lns5:2"), {"head": None})
     """
-    _check_cloneable(model)
+    _check_model(model)
     default = LNSConfig.get(config)
     if default.storage.octaves < _SHORT_RANGE:
         warnings.warn(
@@ -68,42 +78,41 @@ def quantize_model(
             "of a tensor's weights: smaller weights are raised to the bottom of that range.",
             stacklevel=2,
         )
-    choose = _chooser(default, overrides, model)
-    float_layers: list[str] = []
+    rule = _chooser(overrides, model)
+    if flag(in_place, "in_place"):
+        if any(isinstance(layer, LNSMixin) for layer in all_layers(model)):
+            raise ValueError(
+                "`in_place` converts plain Keras models only. Received: "
+                f"in_place=True and {model.name!r}, which has LNS layers"
+            )
+        copy, partners = model, pairs(model, model)
+    else:
+        copy, partners = _plain_copy(model)
+    present = {id(new): old for old, new in partners}
 
-    def convert(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if isinstance(layer, keras.layers.TimeDistributed):
-            return _with_inner(layer, convert)
-        present = layer.lns_config if isinstance(layer, LNSMixin) and config is None else default
-        wanted = choose(layer, present)
-        if wanted is None:
-            return _plain(layer)
-        target = type(layer) if isinstance(layer, LNSMixin) else lns_layer_for(layer)
-        if target is None:
-            if _has_kernel(layer):
-                float_layers.append(f"{layer.name} ({type(layer).__name__})")
-            return _same(layer)
-        return target.from_config({**layer.get_config(), "lns_config": wanted})
+    def choose(place: str, layer: keras.layers.Layer, around: Any) -> LNSConfig | None:
+        """Formats of a layer of the copy, given those of what it is in."""
+        old = present.get(id(layer), layer)
+        inherited = default if layer is copy else around
+        if inherited is not None and config is None and isinstance(old, LNSMixin):
+            inherited = old.lns_config
+        return rule(old, inherited)
 
-    with float_build():
-        clone = _clone(model, convert)
-    pairs = list(_pairs(model, clone))
-    _copy_state(pairs)
-    for old, new in pairs:
-        if isinstance(new, LNSMixin) and new.built:
-            new.convert_variables()
+    left = convert(copy, choose)
+    for old, new in partners:
+        if isinstance(old, LNSMixin) and isinstance(new, LNSMixin) and old is not new:
             _keep_codes(old, new)
-    for old, new in pairs:
+    for old, new in partners:
         if isinstance(old, keras.Model):
             _compile_alike(old, new)
-    if float_layers:
+    if left:
         warnings.warn(
             "These layers have weights but no LNS layer stands for them; they stay float32: "
-            f"{', '.join(float_layers)}. See `tf_lns.layers.register_layer`, or name them in "
-            "`overrides` with None to say that this is meant.",
+            f"{', '.join(left)}. See `tf_lns.register_layer` and `tf_lns.layers.LNSWrapper`, or "
+            "name them in `overrides` with None to say that this is meant.",
             stacklevel=2,
         )
-    return clone
+    return copy
 
 
 def strip(model: keras.Model, weights: str = "stored") -> keras.Model:
@@ -123,17 +132,16 @@ def strip(model: keras.Model, weights: str = "stored") -> keras.Model:
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: `model` is neither Sequential nor functional, or `weights` is neither word.
+        ValueError: `model` cannot be copied, or `weights` is neither word.
     """
-    _check_cloneable(model)
+    _check_model(model)
     choice(weights, "weights", ("stored", "seen"))
-    clone = _clone(model, _plain)
-    _copy_state(_pairs(model, clone), seen=weights == "seen")
+    clone, _ = _plain_copy(model, seen=weights == "seen")
     left = [layer.name for layer in all_layers(clone) if isinstance(layer, LNSMixin)]
     if left:
         raise ValueError(
-            f"`model` has LNS layers inside layers that strip cannot open: {left}. Give these "
-            "layers a `get_config` of plain layers."
+            f"`model` makes LNS layers in its own constructor: {left}. Keras rebuilds it with "
+            "them; give it plain layers and use quantize_model."
         )
     return clone
 
@@ -212,83 +220,102 @@ def calibrate(
     return model
 
 
-def all_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """All layers inside a model at any depth, each once, in order."""
-    seen: dict[int, keras.layers.Layer] = {}
-
-    def walk(layer: keras.layers.Layer) -> None:
-        for child in keras_hooks.sublayers(layer):
-            if id(child) not in seen:
-                seen[id(child)] = child
-                walk(child)
-
-    walk(model)
-    return list(seen.values())
-
-
 # --- Helpers ---------------------------------------------------------------------------------
 
 
-def _is_graph(model: Any) -> bool:
-    """Whether a model is Sequential or functional: its layers and their order are known."""
-    return isinstance(model, keras.Sequential | keras_hooks.Functional)
-
-
-def _check_cloneable(model: keras.Model) -> None:
+def _check_model(model: keras.Model) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a keras.Model. Received: model={model!r}")
-    if not _is_graph(model):
+
+
+def _plain_copy(model: keras.Model, seen: bool = False) -> tuple[keras.Model, list[tuple]]:
+    """A plain Keras model with the values of a model, plain or LNS, and the pairs of layers.
+
+    Args:
+        model: The model.
+        seen: Copy the weights as the forward pass sees them.
+
+    Raises:
+        ValueError: `model` cannot be copied.
+    """
+    copies: dict[int, keras.layers.Layer] = {}
+
+    def fresh(layer: keras.layers.Layer) -> keras.layers.Layer:
+        """A new plain layer with the settings of another."""
+        if id(layer) not in copies:
+            copies[id(layer)] = _clone(layer, fresh) if is_exact_graph(layer) else _remade(layer)
+        return copies[id(layer)]
+
+    try:
+        copy = fresh(model)
+        _name_alike(model, copy)  # what constructors made: paths of variables have the names
+        _build_alike(model, copy)
+        _name_alike(model, copy)  # what was made in building
+        partners = pairs(model, copy)
+        _copy_state(partners, seen)
+    except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
-            "`model` must be a Sequential or functional model. Received: "
-            f"{type(model).__name__}, a subclassed model. Build it of the layers in "
-            "tf_lns.layers."
-        )
+            f"`model` {model.name!r} ({plain_class(model).__name__}) cannot be copied: {error}\n"
+            "Give it, or the layer named, a `get_config` that holds the arguments of its "
+            "constructor; or convert the model itself: quantize_model(..., in_place=True)."
+        ) from error
+    return copy, partners
 
 
 def _clone(model: keras.Model, function: Callable) -> keras.Model:
+    """A Sequential or functional model of what `function` makes of each layer."""
     models = [m for m in [model, *all_layers(model)] if isinstance(m, keras.Model)]
     with keras_hooks.not_compiled(models):
-        return keras.models.clone_model(model, clone_function=function, recursive=True)
+        return keras.models.clone_model(model, clone_function=function)
 
 
-def _same(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """A new layer of the same class and settings."""
+def _remade(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A new plain layer or model of the same class and settings, not built."""
     if isinstance(layer, keras.layers.Lambda):
         return layer  # it has no state, and Keras does not rebuild functions without a name
-    return type(layer).from_config(layer.get_config())
-
-
-def _with_inner(wrapper: keras.layers.Wrapper, function: Callable) -> keras.layers.Layer:
-    """A new wrapper around what `function` makes of the layer inside."""
-    inner = keras.saving.serialize_keras_object(function(wrapper.layer))
-    return type(wrapper).from_config({**wrapper.get_config(), "layer": inner})
-
-
-def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """A new layer without LNS."""
-    if isinstance(layer, keras.layers.Wrapper) and _holds_lns(layer):
-        return _with_inner(layer, _plain)
-    if not isinstance(layer, LNSMixin):
-        return _same(layer)
-    target = keras_layer_for(layer)
-    if target is None:
+    class_ = keras_class_of(type(layer)) or plain_class(layer)
+    if issubclass(class_, LNSMixin):
         raise ValueError(
-            f"No Keras layer is known for {type(layer).__name__} (layer {layer.name!r}); "
-            "register the class with `tf_lns.layers.register_layer`."
+            f"no Keras layer is known for {class_.__name__} (layer {layer.name!r}); register "
+            "the class with `tf_lns.register_layer`"
         )
-    settings = layer.get_config()
-    settings.pop("lns_config")
-    return target.from_config(settings)
+    with keras_hooks.as_class(layer, class_):
+        config = layer.get_config()
+    return class_.from_config(accepted(class_, plain_config(config)))
 
 
-def _holds_lns(layer: keras.layers.Layer) -> bool:
-    return any(isinstance(inner, LNSMixin) for inner in all_layers(layer))
+def _name_alike(source: keras.Model, copy: keras.Model) -> None:
+    """Gives the layers of a copy, which Keras may have named anew, the names of the original."""
+    for old, new in pairs(source, copy, complete=False):
+        if new.name != old.name:
+            new.name = old.name
+
+
+def _build_alike(source: keras.Model, copy: keras.Model) -> None:
+    """Builds the layers of a copy that are built in the original."""
+    if not source.built:
+        return
+    if not copy.built and source.get_build_config():
+        with warnings.catch_warnings():  # what it leaves unbuilt is built below
+            warnings.simplefilter("ignore")
+            copy.build_from_config(plain_build_config(source.get_build_config()))
+    for old, new in reversed(pairs(source, copy, complete=False)):
+        if old.built and not new.built:
+            new.build_from_config(plain_build_config(old.get_build_config()) or {})
+            new.built = True
 
 
 def _compile_alike(source: keras.Model, target: keras.Model) -> None:
     """Compiles `target` with the arguments of `source`, but its own optimizer and metrics."""
     arguments = keras_hooks.compile_arguments(source)
     if arguments is None:
+        return
+    if plain_class(source).compile is not keras.Model.compile:
+        warnings.warn(
+            f"{source.name!r} has a `compile` of its own, whose arguments Keras does not keep: "
+            "compile the converted model again.",
+            stacklevel=3,
+        )
         return
 
     def fresh(x: Any) -> Any:
@@ -298,13 +325,16 @@ def _compile_alike(source: keras.Model, target: keras.Model) -> None:
     target.compile(**{k: keras.tree.map_structure(fresh, v) for k, v in arguments.items()})
 
 
-def _chooser(config: LNSConfig, overrides: Overrides, model: keras.Model) -> Callable:
-    """A function (layer, its default config) -> config or None."""
+def _chooser(overrides: Overrides, model: keras.Model) -> Callable:
+    """A function (layer, config of what it is in) -> config or None."""
     if overrides is None:
-        return lambda layer, default: default
+        return lambda layer, inherited: inherited
     if callable(overrides):
 
-        def by_function(layer: keras.layers.Layer, default: LNSConfig) -> LNSConfig | None:
+        def by_function(layer: keras.layers.Layer, inherited: LNSConfig | None) -> LNSConfig | None:
+            is_lns = isinstance(layer, LNSMixin) or lns_layer_for(layer) is not None
+            if inherited is None or not (is_lns or not children(layer)):
+                return inherited  # a model, or a wrapper: its layers are asked
             chosen = overrides(layer)
             return None if chosen is None else LNSConfig.get(chosen)
 
@@ -329,52 +359,21 @@ def _chooser(config: LNSConfig, overrides: Overrides, model: keras.Model) -> Cal
             )
         rules.append((rule, None if value is None else LNSConfig.get(value)))
 
-    def by_pattern(layer: keras.layers.Layer, default: LNSConfig) -> LNSConfig | None:
+    def by_pattern(layer: keras.layers.Layer, inherited: LNSConfig | None) -> LNSConfig | None:
         for rule, value in rules:
             if rule.fullmatch(layer.name):
                 return value
-        return default
+        return inherited
 
     return by_pattern
 
 
-def _has_kernel(layer: keras.layers.Layer) -> bool:
-    # A functional model holds operators too, such as `+`, which have no variables.
-    return any(multiplies_activations(v) for v in getattr(layer, "trainable_variables", []))
-
-
-def _pairs(source: keras.layers.Layer, target: keras.layers.Layer) -> Iterable[tuple]:
-    """Each layer of a model and what a clone has in its place, outer before inner ones."""
-    seen: set[int] = set()
-
-    def walk(old: Any, new: Any) -> Iterable[tuple]:
-        if id(old) in seen:
-            return
-        seen.add(id(old))
-        yield old, new
-        if _is_graph(old):  # names are unique; the order need not be the same
-            children = [(c, new.get_layer(c.name)) for c in old.layers if not _is_input(c)]
-        else:
-            children = list(
-                zip(keras_hooks.sublayers(old), keras_hooks.sublayers(new), strict=True)
-            )
-        for a, b in children:
-            yield from walk(a, b)
-
-    return list(walk(source, target))
-
-
-def _is_input(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, keras.layers.InputLayer)
-
-
-def _copy_state(pairs: Iterable[tuple], seen: bool = False) -> None:
-    """Copies weights, trainability and recorded ranges from each layer to its partner."""
-    pairs = list(pairs)
-    for old, new in pairs:
+def _copy_state(partners: list[tuple], seen: bool = False) -> None:
+    """Copies weights and trainability from each layer to its plain partner."""
+    for old, new in partners:
         new.trainable = old.trainable  # of all within, so the outer ones come first
-    for old, new in pairs:
-        if not (isinstance(old, LNSMixin) or isinstance(new, LNSMixin)):
+    for old, new in partners:
+        if not isinstance(old, LNSMixin):
             _copy_plain(old, new)
             continue
         mine, theirs = keras_hooks.own_variables(old), keras_hooks.own_variables(new)
@@ -383,9 +382,6 @@ def _copy_state(pairs: Iterable[tuple], seen: bool = False) -> None:
                 b.assign(a.cell.read(a.cell.seen) if seen else a.cell.read())
             else:
                 b.assign(a.value)
-        if isinstance(old, LNSMixin) and isinstance(new, LNSMixin):
-            for a, b in zip(old.input_ranges, new.input_ranges, strict=False):
-                b.assign(a.read_value())
 
 
 def _copy_plain(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
@@ -400,8 +396,10 @@ def _copy_plain(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
             new.load_assets(folder)
 
 
-def _keep_codes(old: keras.layers.Layer, new: LNSMixin) -> None:
-    """Where the storage format stays the same, so do codes and scale."""
+def _keep_codes(old: LNSMixin, new: LNSMixin) -> None:
+    """Where the storage format stays the same, so do codes and scale; recorded ranges stay."""
+    for recorded, copied in zip(old.input_ranges, new.input_ranges, strict=False):
+        copied.assign(recorded.read_value())
     mine, theirs = keras_hooks.own_variables(old), keras_hooks.own_variables(new)
     for a, b in zip(mine, theirs, strict=True):
         same = isinstance(a, LNSVariable) and isinstance(b, LNSVariable) and a.format == b.format

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
-from keras.src.models.functional import Functional  # noqa: F401  (Keras does not export it)
+from keras.src.models.functional import Functional
+from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
+from keras.src.saving.serialization_lib import serialize_with_public_class
 from tensorflow.core.framework import types_pb2, versions_pb2
 from tensorflow.core.protobuf import saved_object_graph_pb2
 from tensorflow.python.distribute import values as distribute_values
@@ -203,6 +207,14 @@ def stateless_value(variable: keras.Variable) -> Any:
     return get_stateless_scope().get_current_value(variable)
 
 
+def values_of(variable: keras.Variable) -> np.ndarray:
+    """A variable's values, or those it is going to have where Keras makes it later."""
+    with tf.init_scope():
+        if variable._value is None:  # made while Keras finds out the shape of an output
+            return np.asarray(variable._initializer(variable.shape, dtype=variable.dtype))
+        return np.asarray(variable._value)
+
+
 def variable_lists(layer: keras.layers.Layer) -> list[list]:
     """The lists in which a layer keeps its own variables."""
     return [layer._trainable_variables, layer._non_trainable_variables]
@@ -298,6 +310,66 @@ class AfterBuild(_LayerMixin):
         """Keras' hook; an overridden `build` would hide the signature that Keras inspects."""
         super()._post_build()
         self.after_build()
+
+    def after_build(self) -> None:
+        """Nothing; a subclass adds to it."""
+
+
+def change_class(layer: keras.layers.Layer, new_class: type) -> None:
+    """Gives a layer another class, and what Keras reads off the class when it makes a layer."""
+    object.__setattr__(layer, "__class__", new_class)
+    signature = inspect.signature(layer.call)
+    parameters = list(signature.parameters)
+    layer._call_signature = signature
+    layer.call_signature_parameters = parameters
+    layer._call_has_training_arg = "training" in parameters
+    layer._call_has_mask_arg = "mask" in parameters
+    layer._call_has_context_arg = {arg: arg in parameters for arg in layer._call_context_args}
+    vars(layer).pop("quantize", None)  # bound to the old class
+
+
+@contextlib.contextmanager
+def as_class(layer: keras.layers.Layer, other: type) -> Iterator[None]:
+    """Inside, a layer is of another class, for Keras to take its config as that class does."""
+    present = type(layer)
+    object.__setattr__(layer, "__class__", other)
+    try:
+        yield
+    finally:
+        object.__setattr__(layer, "__class__", present)
+
+
+def name_for_saving(class_: type, registered_name: str) -> None:
+    """Says under which registered name objects of a class are saved."""
+    GLOBAL_CUSTOM_NAMES[class_] = registered_name
+
+
+def serialized_class(class_: type, config: dict[str, Any]) -> dict[str, Any]:
+    """What `serialize_keras_object` writes for an object of a class with this config."""
+    return serialize_with_public_class(class_, config)
+
+
+def is_graph(model: Any) -> bool:
+    """Whether a model is Sequential or functional: its layers and their order are known."""
+    return isinstance(model, keras.Sequential | Functional)
+
+
+@contextlib.contextmanager
+def redirect_new(function: Callable[[type], type]) -> Iterator[None]:
+    """Inside, making a layer of a class makes one of the class that `function` names for it.
+
+    That must be a subclass: Python then runs its constructor in the place of the other.
+    """
+    original = keras.layers.Layer.__dict__["__new__"]
+
+    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return original.__func__(function(cls), *args, **kwargs)
+
+    keras.layers.Layer.__new__ = new
+    try:
+        yield
+    finally:
+        keras.layers.Layer.__new__ = original
 
 
 def track_variable(layer: keras.layers.Layer, variable: keras.Variable) -> None:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tf_lns import keras_hooks
-from tf_lns.convert import all_layers
 from tf_lns.layers.mixin import LNSMixin
+from tf_lns.layers.tree import all_layers
 from tf_lns.variable import LNSVariable
 
 _LETTERS = {"weights": "W", "activations": "A", "errors": "E", "gradients": "G"}

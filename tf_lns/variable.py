@@ -323,8 +323,10 @@ class LNSVariable(keras.Variable):
     @classmethod
     def from_variable(cls, variable: keras.Variable, format: LNSFormat) -> LNSVariable:
         """An LNS variable with the values, name, path and settings of a float variable."""
+        values = keras_hooks.values_of(variable)
         new = cls(
-            variable.value,
+            lambda shape, dtype: tf.convert_to_tensor(values),
+            shape=variable.shape,
             trainable=variable.trainable,
             autocast=variable._autocast,
             aggregation=variable.aggregation,

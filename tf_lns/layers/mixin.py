@@ -24,6 +24,7 @@ import tensorflow as tf
 from tf_lns import keras_hooks, ops, reference
 from tf_lns.config import LNSConfig
 from tf_lns.formats import LNSFormat
+from tf_lns.layers.registry import KINDS_KEY
 from tf_lns.roles import multiplies_activations, role_of
 from tf_lns.variable import LNSVariable, forward_reads
 
@@ -34,14 +35,14 @@ _mode = threading.local()
 
 
 @contextlib.contextmanager
-def float_build() -> Iterator[None]:
-    """Inside, LNS layers build float weights, for values to be copied into before conversion."""
-    previous = getattr(_mode, "float_build", False)
-    _mode.float_build = True
+def default_config(config: LNSConfig) -> Iterator[None]:
+    """Inside, LNS layers made without an `lns_config` get this one."""
+    previous = getattr(_mode, "default_config", None)
+    _mode.default_config = config
     try:
         yield
     finally:
-        _mode.float_build = previous
+        _mode.default_config = previous
 
 
 @contextlib.contextmanager
@@ -93,12 +94,30 @@ class LNSMixin(keras_hooks.AfterBuild):
 
     def __init__(self, *args: Any, lns_config: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if lns_config is None:
+            lns_config = getattr(_mode, "default_config", None)
         self.lns_config = LNSConfig.get(lns_config)
         if getattr(self.dtype_policy, "quantization_mode", None) is not None:
             raise ValueError(
                 f"{type(self).__name__} has its own quantization; `dtype` must be a float policy. "
                 f"Received: dtype={self.dtype_policy.name!r}"
             )
+
+    @classmethod
+    def adopt(cls, layer: keras.layers.Layer, config: LNSConfig) -> None:
+        """Turns a Keras layer into this LNS layer, in place; the layers inside stay.
+
+        Args:
+            layer: Layer of the Keras class that this class stands for, built or not.
+            config: Its formats.
+        """
+        keras_hooks.change_class(layer, cls)
+        adopted: Any = layer
+        adopted.lns_config = config
+        if adopted.built:
+            with keras_hooks.unlocked(adopted):
+                adopted.make_ranges()
+            adopted.convert_variables()
 
     # --- Weights -----------------------------------------------------------------------
 
@@ -123,8 +142,6 @@ class LNSMixin(keras_hooks.AfterBuild):
                 f"variables of dtype {dtype} in layer {self.name!r}. For half-precision products "
                 'use the dtype policy "mixed_float16" or "mixed_bfloat16".'
             )
-        if getattr(_mode, "float_build", False):
-            return super().add_weight(**kwargs)
         initializer = keras.initializers.get(kwargs.get("initializer") or "glorot_uniform")
         with tf.init_scope():
             values = np.asarray(initializer(tuple(shape), dtype="float32"))
@@ -168,7 +185,7 @@ class LNSMixin(keras_hooks.AfterBuild):
                 isinstance(variable, LNSVariable)
                 or not multiplies_activations(variable)
                 or keras.backend.standardize_dtype(variable.dtype) != "float32"
-                or not _any_normal(variable.numpy())
+                or not _any_normal(keras_hooks.values_of(variable))
             ):
                 continue
             new = LNSVariable.from_variable(variable, self.lns_config.storage)
@@ -197,6 +214,11 @@ class LNSMixin(keras_hooks.AfterBuild):
     # --- Activations -------------------------------------------------------------------
 
     def after_build(self) -> None:
+        """Makes what belongs to a layer beside its weights."""
+        super().after_build()
+        self.make_ranges()
+
+    def make_ranges(self) -> None:
         """Makes the recorded range of each quantized activation."""
         config = self.lns_config
         if config.activations is None or config.activation_scale != "moving":
@@ -321,13 +343,13 @@ class LNSMixin(keras_hooks.AfterBuild):
             for i, variable in enumerate(keras_hooks.own_variables(self))
             if isinstance(variable, LNSVariable)
         ]
-        return {**config, "integer_weights": integer}
+        return {**config, KINDS_KEY: integer}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Builds the layer with the kinds of weights that `get_build_config` named."""
         config = dict(config)
-        if "integer_weights" in config:
-            self._integer_weights = frozenset(config.pop("integer_weights"))
+        if KINDS_KEY in config:
+            self._integer_weights = frozenset(config.pop(KINDS_KEY))
         super().build_from_config(config)
 
     def save_own_variables(self, store: Any) -> None:

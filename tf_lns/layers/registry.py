@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import keras
+
+from tf_lns import keras_hooks
+
+CONTAINER = "tf_lns>LNSContainer"
+"""Registered name under which layers with converted layers inside are saved."""
+
+OWN_ARGUMENTS = ("lns_config", "lns_overrides")
+"""What an LNS layer's constructor and config have beyond the Keras layer's."""
+
+KINDS_KEY = "integer_weights"
+"""What an LNS layer's build config has beyond the Keras layer's."""
+
+_OF_CLASS = ("module", "class_name", "config", "registered_name")
+
+_ADDED_BY_KERAS = ("name", "trainable", "dtype")
 
 _LNS_LAYERS: dict[type, type[Any]] = {}
 
@@ -43,9 +59,49 @@ def lns_layer_for(layer: keras.layers.Layer) -> type[Any] | None:
     return _LNS_LAYERS.get(type(layer))
 
 
-def keras_layer_for(layer: keras.layers.Layer) -> type[Any] | None:
-    """The Keras class that an LNS layer stands for, or None."""
-    for keras_class, lns_class in _LNS_LAYERS.items():
-        if type(layer) is lns_class:
+def keras_class_of(lns_class: type) -> type[Any] | None:
+    """The Keras class that an LNS class stands for, or None."""
+    for keras_class, registered in _LNS_LAYERS.items():
+        if lns_class is registered:
             return keras_class
     return None
+
+
+def plain_config(config: Any) -> Any:
+    """A config of Keras in which plain Keras layers stand where LNS layers stood.
+
+    Args:
+        config: What `get_config` or `serialize_keras_object` returned, or part of it.
+    """
+    if isinstance(config, list | tuple):
+        return type(config)(plain_config(item) for item in config)
+    if not isinstance(config, dict):
+        return config
+    name = config.get("registered_name")
+    if name == CONTAINER:
+        return plain_config(config["config"]["layer"])
+    lns_class = keras.saving.get_registered_object(name) if isinstance(name, str) else None
+    keras_class = keras_class_of(lns_class) if lns_class is not None else None
+    if keras_class is None:
+        return {key: plain_config(value) for key, value in config.items()}
+    inner = {k: v for k, v in config["config"].items() if k not in OWN_ARGUMENTS}
+    rest = {k: plain_config(v) for k, v in config.items() if k not in _OF_CLASS}
+    if "build_config" in rest:
+        rest["build_config"] = plain_build_config(rest["build_config"])
+    return {**rest, **keras_hooks.serialized_class(keras_class, plain_config(inner))}
+
+
+def accepted(class_: type, config: dict[str, Any]) -> dict[str, Any]:
+    """A layer's config without what Keras adds to it and the layer's constructor cannot take.
+
+    A subclassed model whose constructor has no ``**kwargs`` takes no `trainable` and `dtype`.
+    """
+    parameters = inspect.signature(class_).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return config
+    return {k: v for k, v in config.items() if k in parameters or k not in _ADDED_BY_KERAS}
+
+
+def plain_build_config(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A build config without what LNS layers add to it."""
+    return None if config is None else {k: v for k, v in config.items() if k != KINDS_KEY}

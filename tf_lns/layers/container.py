@@ -1,0 +1,272 @@
+"""Layers and models that hold LNS layers which their own config does not tell of.
+
+Keras rebuilds a subclassed model, or a layer that makes layers of its own, from its
+constructor's arguments; what was converted inside would come back as plain layers. A
+container is that model or layer itself with one more base class: it is saved with the formats
+of what it holds, and converts anew when it is built.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tf_lns import keras_hooks
+from tf_lns.config import LNSConfig
+from tf_lns.layers.mixin import LNSMixin
+from tf_lns.layers.registry import CONTAINER, accepted, keras_class_of, lns_layer_for
+from tf_lns.layers.tree import all_layers, children, walk
+from tf_lns.roles import multiplies_activations
+
+Choose = Callable[[str, keras.layers.Layer, LNSConfig | None], LNSConfig | None]
+
+
+def convert(
+    layer: keras.layers.Layer,
+    choose: Choose,
+    place: str = "",
+    around: LNSConfig | None = None,
+    overrides: dict[str, LNSConfig | None] | None = None,
+) -> list[str]:
+    """Turns a layer or model, and all inside, into LNS layers and containers, in place.
+
+    Args:
+        layer: Plain layer or model, built or not.
+        choose: Function of a layer's place (see `tree.children`), the layer, and the formats of
+            what it is in, to its formats; None leaves it as it is.
+        place: Place of `layer`.
+        around: Formats of what it is in.
+        overrides: By place, what containers are told of layers that they are still to make.
+
+    Returns:
+        In words, the layers that have kernels, were meant to be converted and stay float.
+    """
+    left: list[str] = []
+    seen: set[int] = set()
+
+    def visit(layer: keras.layers.Layer, place: str, around: LNSConfig | None) -> None:
+        if id(layer) in seen:
+            return
+        seen.add(id(layer))
+        config = choose(place, layer, around)
+        if config is not None and not _convert_layer(layer, config):
+            if any(multiplies_activations(v) for v in keras_hooks.own_variables(layer)):
+                left.append(f"{layer.name} ({type(layer).__name__})")
+            if _makes_layers(layer) and not isinstance(layer, LNSMixin):
+                contain(layer, config, _below(place, overrides))
+        for step, child in children(layer):
+            visit(child, f"{place}.{step}" if place else step, config)
+        if isinstance(layer, LNSContainer):
+            layer.note_overrides()
+
+    visit(layer, place, around)
+    return left
+
+
+def _below(place: str, overrides: dict[str, Any] | None) -> dict[str, Any]:
+    """The part of overrides that is for layers inside the one at a place."""
+    prefix = f"{place}." if place else ""
+    found = (overrides or {}).items()
+    return {key[len(prefix) :]: value for key, value in found if key.startswith(prefix)}
+
+
+def _convert_layer(layer: keras.layers.Layer, config: LNSConfig) -> bool:
+    """Turns a Keras layer into its LNS layer, if there is one; the layers inside stay."""
+    target = lns_layer_for(layer)
+    if target is None or not _is_convertible(layer):
+        return False
+    target.adopt(layer, config)
+    return True
+
+
+def _is_convertible(layer: keras.layers.Layer) -> bool:
+    """Whether a layer computes with weights of its own in float, as Keras made them."""
+    own = getattr(layer.dtype_policy, "quantization_mode", None) is not None
+    return not own and not getattr(layer, "lora_enabled", False)
+
+
+def _makes_layers(layer: keras.layers.Layer) -> bool:
+    """Whether a layer makes layers inside that Keras does not save with it, or may make some."""
+    is_keras = type(layer).__module__.split(".")[0] == "keras"
+    saves_them = (
+        is_exact_graph(layer)
+        or type(layer) in (keras.layers.RNN, keras.layers.StackedRNNCells)
+        or (is_keras and isinstance(layer, keras.layers.Wrapper))
+    )
+    inside = any(
+        isinstance(child, LNSMixin) or lns_layer_for(child) is not None
+        for child in all_layers(layer)
+    )
+    return not saves_them and (inside or not (layer.built or is_keras))
+
+
+def is_exact_graph(layer: Any) -> bool:
+    """Whether a model is one of Keras' own graph classes, not a subclass of the user's."""
+    class_ = type(layer)
+    return (keras_class_of(class_) or class_) in (keras.Sequential, keras_hooks.Functional)
+
+
+class LNSContainer(keras_hooks.AfterBuild):
+    """Mixin of a layer or model whose inner layers were converted; see `contain`.
+
+    Attributes:
+        lns_config: Formats of the layers inside.
+        lns_overrides: Formats of those inside that have others, by their place; None for
+            layers that stay float.
+    """
+
+    lns_config: LNSConfig
+    lns_overrides: dict[str, LNSConfig | None]
+
+    def after_build(self) -> None:
+        """Converts what was made when the layer was built."""
+        super().after_build()
+        self.convert_inside()
+
+    def convert_inside(self) -> None:
+        """Turns the layers inside into LNS layers and containers, as the formats say."""
+
+        def choose(place: str, layer: Any, around: LNSConfig | None) -> LNSConfig | None:
+            return self.lns_overrides.get(place, around)
+
+        for place, child in children(self):
+            convert(child, choose, place, self.lns_config, self.lns_overrides)
+
+    def note_overrides(self) -> None:
+        """Sets `lns_overrides` to what the layers inside are now."""
+        found = dict(self.lns_overrides)
+        for place, child in walk(self):
+            if isinstance(child, LNSMixin | LNSContainer):
+                found.pop(place, None)
+                if child.lns_config != self.lns_config:
+                    found[place] = child.lns_config
+            elif lns_layer_for(child) is not None:
+                found[place] = None
+        keras_hooks.set_untracked(self, "lns_overrides", found)
+
+    def overrides_config(self) -> dict[str, Any]:
+        """`lns_overrides` as a JSON-able dict."""
+        self.note_overrides()
+        return {k: None if v is None else v.get_config() for k, v in self.lns_overrides.items()}
+
+
+def overrides_from(config: dict[str, Any] | None) -> dict[str, LNSConfig | None]:
+    """`lns_overrides` from what `overrides_config` wrote."""
+    return {k: None if v is None else LNSConfig.get(v) for k, v in (config or {}).items()}
+
+
+class LNSComposite(LNSContainer, LNSMixin):
+    """Mixin of an LNS layer that is made of layers, such as attention and recurrent layers.
+
+    Its constructor takes `lns_overrides` too: formats of layers inside, by their place.
+    """
+
+    def __init__(self, *args: Any, lns_overrides: Any = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        keras_hooks.set_untracked(self, "lns_overrides", overrides_from(lns_overrides))
+        self.convert_inside()  # what the constructor made
+
+    @classmethod
+    def adopt(cls, layer: keras.layers.Layer, config: LNSConfig) -> None:
+        """As in `LNSMixin`."""
+        keras_hooks.set_untracked(layer, "lns_overrides", {})
+        super().adopt(layer, config)
+
+    def get_config(self) -> dict[str, Any]:
+        """The Keras layer's config, `lns_config` and, where there are any, `lns_overrides`."""
+        overrides = self.overrides_config()
+        return {**super().get_config(), **({"lns_overrides": overrides} if overrides else {})}
+
+
+class _Contained(LNSContainer):
+    """What a class made by `contain` has before its Keras class."""
+
+    _plain_class: type
+
+    def get_config(self) -> dict[str, Any]:
+        """The layer as Keras saves it, and the formats inside."""
+        plain = self._plain_class
+        with keras_hooks.as_class(self, plain):
+            layer = keras.saving.serialize_keras_object(self)
+        layer["config"] = accepted(plain, layer["config"])
+        for key in ("build_config", "compile_config"):  # Keras adds them to this config
+            layer.pop(key, None)
+        return {
+            "layer": layer,
+            "lns_config": self.lns_config.get_config(),
+            "lns_overrides": self.overrides_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """Rebuilds the layer and makes a container of it."""
+        config = dict(config)
+        layer = keras.saving.deserialize_keras_object(config["layer"], custom_objects)
+        overrides = overrides_from(config.get("lns_overrides"))
+        contain(layer, LNSConfig.get(config["lns_config"]), overrides)
+        layer.convert_inside()
+        return layer
+
+
+# What the registered name of all containers leads to.
+keras.saving.register_keras_serializable(package="tf_lns", name="LNSContainer")(_Contained)
+
+
+def contain(
+    layer: keras.layers.Layer,
+    config: LNSConfig,
+    overrides: dict[str, LNSConfig | None] | None = None,
+) -> None:
+    """Makes a layer or model a container, in place; what is inside is not converted yet."""
+    class_: Any = type(layer)
+    if not isinstance(layer, LNSContainer):
+        keras_hooks.change_class(layer, _container_class(class_))
+    container: Any = layer
+    with keras_hooks.unlocked(layer):
+        container.lns_config = config
+        keras_hooks.set_untracked(container, "lns_overrides", dict(overrides or {}))
+
+
+@functools.cache
+def _container_class(plain: Any) -> type[Any]:
+    """The container class of a Keras class; it bears that class's name, by which files go."""
+    members: dict[str, Any] = {
+        "_plain_class": plain,
+        "__module__": __name__,
+        "__qualname__": f"LNSContainer[{plain.__qualname__}]",
+        "__doc__": plain.__doc__,
+    }
+    call: Any = plain.call
+    if "training" not in inspect.signature(call).parameters:
+        members["call"] = _with_training(call)
+    made = type(plain.__name__, (_Contained, plain), members)
+    keras_hooks.name_for_saving(made, CONTAINER)
+    return made
+
+
+def _with_training(call: Callable) -> Callable:
+    """A `call` that takes `training`, so that Keras tells the layers inside."""
+    signature = inspect.signature(call)
+    own = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters = list(signature.parameters.values())
+    at = len(parameters)
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        at -= 1
+    parameters.insert(at, own)
+
+    @functools.wraps(call)
+    def contained_call(*args: Any, training: Any = None, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)
+
+    wrapped: Any = contained_call
+    wrapped.__signature__ = signature.replace(parameters=parameters)
+    return wrapped
+
+
+def plain_class(layer: keras.layers.Layer) -> type[Any]:
+    """A layer's class without what `contain` added."""
+    return type(layer)._plain_class if isinstance(layer, _Contained) else type(layer)
