@@ -14,12 +14,11 @@ import tensorflow as tf
 
 from tf_lns import keras_hooks
 from tf_lns.config import LNSConfig
-from tf_lns.layers.container import convert, is_exact_graph, plain_class
+from tf_lns.layers.container import convert, is_exact_graph, lns_class_for, plain_class
 from tf_lns.layers.mixin import LNSMixin, calibration
 from tf_lns.layers.registry import (
     accepted,
     keras_class_of,
-    lns_layer_for,
     plain_build_config,
     plain_config,
 )
@@ -332,7 +331,7 @@ def _chooser(overrides: Overrides, model: keras.Model) -> Callable:
     if callable(overrides):
 
         def by_function(layer: keras.layers.Layer, inherited: LNSConfig | None) -> LNSConfig | None:
-            is_lns = isinstance(layer, LNSMixin) or lns_layer_for(layer) is not None
+            is_lns = isinstance(layer, LNSMixin) or lns_class_for(layer) is not None
             if inherited is None or not (is_lns or not children(layer)):
                 return inherited  # a model, or a wrapper: its layers are asked
             chosen = overrides(layer)

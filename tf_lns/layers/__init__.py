@@ -3,6 +3,7 @@
 Each takes the arguments of its Keras layer and `lns_config`.
 """
 
+from tf_lns.layers.attention import LNSGroupQueryAttention, LNSMultiHeadAttention
 from tf_lns.layers.conv import (
     LNSConv1D,
     LNSConv1DTranspose,
@@ -18,6 +19,7 @@ from tf_lns.layers.conv import (
 from tf_lns.layers.core import LNSDense, LNSEinsumDense, LNSEmbedding
 from tf_lns.layers.mixin import LNSMixin
 from tf_lns.layers.registry import register_layer
+from tf_lns.layers.wrapper import LNSWrapper
 
 __all__ = [
     "LNSConv1D",
@@ -31,8 +33,11 @@ __all__ = [
     "LNSDepthwiseConv2D",
     "LNSEinsumDense",
     "LNSEmbedding",
+    "LNSGroupQueryAttention",
     "LNSMixin",
+    "LNSMultiHeadAttention",
     "LNSSeparableConv1D",
     "LNSSeparableConv2D",
+    "LNSWrapper",
     "register_layer",
 ]

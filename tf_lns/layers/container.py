@@ -1,24 +1,26 @@
-"""Layers and models that hold LNS layers which their own config does not tell of.
+"""Converts layers and models in place, and saves those that no registered class stands for.
 
 Keras rebuilds a subclassed model, or a layer that makes layers of its own, from its
 constructor's arguments; what was converted inside would come back as plain layers. A
 container is that model or layer itself with one more base class: it is saved with the formats
-of what it holds, and converts anew when it is built.
+of what it holds, and converts anew when it is built. In the same way a user's subclass of a
+known layer gets the LNS layer as one more base class.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 
 from tf_lns import keras_hooks
 from tf_lns.config import LNSConfig
-from tf_lns.layers.mixin import LNSMixin
-from tf_lns.layers.registry import CONTAINER, accepted, keras_class_of, lns_layer_for
+from tf_lns.layers.mixin import LNSMixin, signature_with_training
+from tf_lns.layers.registry import CONTAINER, accepted, keras_class_of, lns_layer_of
 from tf_lns.layers.tree import all_layers, children, walk
 from tf_lns.roles import multiplies_activations
 
@@ -30,7 +32,7 @@ def convert(
     choose: Choose,
     place: str = "",
     around: LNSConfig | None = None,
-    overrides: dict[str, LNSConfig | None] | None = None,
+    overrides: Mapping[str, LNSConfig | None] | None = None,
 ) -> list[str]:
     """Turns a layer or model, and all inside, into LNS layers and containers, in place.
 
@@ -67,7 +69,7 @@ def convert(
     return left
 
 
-def _below(place: str, overrides: dict[str, Any] | None) -> dict[str, Any]:
+def _below(place: str, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
     """The part of overrides that is for layers inside the one at a place."""
     prefix = f"{place}." if place else ""
     found = (overrides or {}).items()
@@ -76,11 +78,23 @@ def _below(place: str, overrides: dict[str, Any] | None) -> dict[str, Any]:
 
 def _convert_layer(layer: keras.layers.Layer, config: LNSConfig) -> bool:
     """Turns a Keras layer into its LNS layer, if there is one; the layers inside stay."""
-    target = lns_layer_for(layer)
-    if target is None or not _is_convertible(layer):
+    target = lns_class_for(layer)
+    if target is None:
         return False
     target.adopt(layer, config)
     return True
+
+
+def lns_class_for(layer: keras.layers.Layer) -> type[Any] | None:
+    """The LNS class for a plain layer: a registered one, or one derived from its base's."""
+    if isinstance(layer, LNSMixin | LNSContainer) or not _is_convertible(layer):
+        return None
+    class_: Any = type(layer)
+    for base in class_.__mro__:
+        registered: Any = lns_layer_of(base)
+        if registered is not None:
+            return registered if base is class_ else derived_class(class_, registered)
+    return None
 
 
 def _is_convertible(layer: keras.layers.Layer) -> bool:
@@ -98,7 +112,7 @@ def _makes_layers(layer: keras.layers.Layer) -> bool:
         or (is_keras and isinstance(layer, keras.layers.Wrapper))
     )
     inside = any(
-        isinstance(child, LNSMixin) or lns_layer_for(child) is not None
+        isinstance(child, LNSMixin) or lns_class_for(child) is not None
         for child in all_layers(layer)
     )
     return not saves_them and (inside or not (layer.built or is_keras))
@@ -120,7 +134,7 @@ class LNSContainer(keras_hooks.AfterBuild):
     """
 
     lns_config: LNSConfig
-    lns_overrides: dict[str, LNSConfig | None]
+    lns_overrides: Mapping[str, LNSConfig | None] = types.MappingProxyType({})
 
     def after_build(self) -> None:
         """Converts what was made when the layer was built."""
@@ -144,7 +158,7 @@ class LNSContainer(keras_hooks.AfterBuild):
                 found.pop(place, None)
                 if child.lns_config != self.lns_config:
                     found[place] = child.lns_config
-            elif lns_layer_for(child) is not None:
+            elif lns_class_for(child) is not None:
                 found[place] = None
         keras_hooks.set_untracked(self, "lns_overrides", found)
 
@@ -170,25 +184,19 @@ class LNSComposite(LNSContainer, LNSMixin):
         keras_hooks.set_untracked(self, "lns_overrides", overrides_from(lns_overrides))
         self.convert_inside()  # what the constructor made
 
-    @classmethod
-    def adopt(cls, layer: keras.layers.Layer, config: LNSConfig) -> None:
-        """As in `LNSMixin`."""
-        keras_hooks.set_untracked(layer, "lns_overrides", {})
-        super().adopt(layer, config)
-
     def get_config(self) -> dict[str, Any]:
         """The Keras layer's config, `lns_config` and, where there are any, `lns_overrides`."""
         overrides = self.overrides_config()
         return {**super().get_config(), **({"lns_overrides": overrides} if overrides else {})}
 
 
-class _Contained(LNSContainer):
-    """What a class made by `contain` has before its Keras class."""
+class _SavedAsPlain(LNSContainer):
+    """Mixin of the classes made here: saved as the plain layer, and what makes it LNS."""
 
     _plain_class: type
 
     def get_config(self) -> dict[str, Any]:
-        """The layer as Keras saves it, and the formats inside."""
+        """The layer as Keras saves it, and the formats."""
         plain = self._plain_class
         with keras_hooks.as_class(self, plain):
             layer = keras.saving.serialize_keras_object(self)
@@ -203,17 +211,20 @@ class _Contained(LNSContainer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        """Rebuilds the layer and makes a container of it."""
-        config = dict(config)
-        layer = keras.saving.deserialize_keras_object(config["layer"], custom_objects)
+        """Rebuilds the plain layer and converts it."""
+        layer: Any = keras.saving.deserialize_keras_object(config["layer"], custom_objects)
+        formats = LNSConfig.get(config["lns_config"])
         overrides = overrides_from(config.get("lns_overrides"))
-        contain(layer, LNSConfig.get(config["lns_config"]), overrides)
+        if _convert_layer(layer, formats):
+            keras_hooks.set_untracked(layer, "lns_overrides", overrides)
+        else:
+            contain(layer, formats, overrides)
         layer.convert_inside()
         return layer
 
 
-# What the registered name of all containers leads to.
-keras.saving.register_keras_serializable(package="tf_lns", name="LNSContainer")(_Contained)
+# What the registered name of all these classes leads to.
+keras.saving.register_keras_serializable(package="tf_lns", name="LNSContainer")(_SavedAsPlain)
 
 
 def contain(
@@ -226,47 +237,57 @@ def contain(
     if not isinstance(layer, LNSContainer):
         keras_hooks.change_class(layer, _container_class(class_))
     container: Any = layer
-    with keras_hooks.unlocked(layer):
-        container.lns_config = config
-        keras_hooks.set_untracked(container, "lns_overrides", dict(overrides or {}))
+    container.lns_config = config
+    keras_hooks.set_untracked(container, "lns_overrides", dict(overrides or {}))
 
 
 @functools.cache
 def _container_class(plain: Any) -> type[Any]:
-    """The container class of a Keras class; it bears that class's name, by which files go."""
-    members: dict[str, Any] = {
+    """The container class of a Keras class."""
+    takes_training = "training" in inspect.signature(plain.call).parameters
+    members = {} if takes_training else {"call": _with_training(plain.call)}
+    return _make_class(plain, (_SavedAsPlain, plain), members)
+
+
+@functools.cache
+def derived_class(plain: Any, lns_class: Any) -> Any:
+    """The LNS class of a user's subclass of a layer that has an LNS class.
+
+    Args:
+        plain: The subclass.
+        lns_class: LNS class of one of its bases; `LNSMixin` for a layer of any kind.
+    """
+    base = keras_class_of(lns_class) or keras.layers.Layer
+    members = {} if plain.call is base.call else {"call": plain.call}
+    return _make_class(plain, (_SavedAsPlain, lns_class, plain), members)
+
+
+def _make_class(plain: Any, bases: tuple, members: dict[str, Any]) -> type[Any]:
+    """A class that bears the name of the plain one: paths in weight files are made of it."""
+    described = {
         "_plain_class": plain,
         "__module__": __name__,
-        "__qualname__": f"LNSContainer[{plain.__qualname__}]",
+        "__qualname__": f"LNS[{plain.__qualname__}]",
         "__doc__": plain.__doc__,
     }
-    call: Any = plain.call
-    if "training" not in inspect.signature(call).parameters:
-        members["call"] = _with_training(call)
-    made = type(plain.__name__, (_Contained, plain), members)
+    made = type(plain.__name__, bases, {**described, **members})
     keras_hooks.name_for_saving(made, CONTAINER)
     return made
 
 
 def _with_training(call: Callable) -> Callable:
     """A `call` that takes `training`, so that Keras tells the layers inside."""
-    signature = inspect.signature(call)
-    own = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=None)
-    parameters = list(signature.parameters.values())
-    at = len(parameters)
-    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
-        at -= 1
-    parameters.insert(at, own)
+    signature = signature_with_training(call)
 
     @functools.wraps(call)
     def contained_call(*args: Any, training: Any = None, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
 
     wrapped: Any = contained_call
-    wrapped.__signature__ = signature.replace(parameters=parameters)
+    wrapped.__signature__ = signature
     return wrapped
 
 
 def plain_class(layer: keras.layers.Layer) -> type[Any]:
-    """A layer's class without what `contain` added."""
-    return type(layer)._plain_class if isinstance(layer, _Contained) else type(layer)
+    """A layer's class without what was added to it here."""
+    return type(layer)._plain_class if isinstance(layer, _SavedAsPlain) else type(layer)

@@ -45,3 +45,18 @@ class LNSEmbedding(LNSMixin, keras.layers.Embedding):
 
     quantized_inputs = 0
     recorded_ranges = 0
+
+
+if hasattr(keras.layers, "ReversibleEmbedding"):
+
+    @register_layer(keras.layers.ReversibleEmbedding)
+    class LNSReversibleEmbedding(LNSMixin, keras.layers.ReversibleEmbedding):
+        """`keras.layers.ReversibleEmbedding` in LNS; one more argument, `lns_config`.
+
+        Called with ``reverse=True`` it is a product, whose input goes through Q_A.
+        """
+
+        def quantize_activation(self, x: Any, index: int = 0, training: Any = False) -> Any:
+            """Q_A of hidden states; token ids pass."""
+            is_ids = keras.backend.is_int_dtype(keras.backend.standardize_dtype(x.dtype))
+            return x if is_ids else super().quantize_activation(x, index, training)

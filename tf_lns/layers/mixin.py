@@ -77,11 +77,14 @@ class LNSMixin(keras_hooks.AfterBuild):
         lns_config: The layer's `LNSConfig`.
         quantized_inputs: Class attribute: how many of the first arguments of `call` are
             activations.
+        quantized_outputs: Class attribute: whether errors go through Q_E where they enter, if
+            the activation function has not seen to it.
         recorded_ranges: Class attribute: how many activations have a recorded range; more
             than the inputs where one call chains two products.
     """
 
     quantized_inputs = 1
+    quantized_outputs = True
     recorded_ranges = 1
     _integer_weights: frozenset[int] | None = None  # positions of those in the file being read
 
@@ -423,19 +426,25 @@ class LNSMixin(keras_hooks.AfterBuild):
         return {**super().get_config(), "lns_config": self.lns_config.get_config()}
 
 
+def signature_with_training(call: Callable) -> inspect.Signature:
+    """The signature of a `call` that takes `training` too, if it does not yet."""
+    signature = inspect.signature(call)
+    parameters = list(signature.parameters.values())
+    if "training" in signature.parameters:
+        return signature
+    own = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=None)
+    at = len(parameters)
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        at -= 1
+    parameters.insert(at, own)
+    return signature.replace(parameters=parameters)
+
+
 def _with_quantizers(call: Callable) -> Callable:
     """A layer's `call` with Q_A on its inputs, Q_W in its reads and Q_E on its errors."""
-    signature = inspect.signature(call)
-    takes_training = "training" in signature.parameters
-    parameters = list(signature.parameters.values())
-    inputs = [p.name for p in parameters[1:]]
-    if not takes_training:
-        own = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY, default=None)
-        at = len(parameters)
-        if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
-            at -= 1
-        parameters.insert(at, own)
-        signature = signature.replace(parameters=parameters)
+    signature = signature_with_training(call)
+    takes_training = "training" in inspect.signature(call).parameters
+    inputs = list(signature.parameters)[1:]
 
     def lns_call(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
@@ -446,7 +455,7 @@ def _with_quantizers(call: Callable) -> Callable:
                 values[name] = self.quantize_activation(values[name], i, training)
         with forward_reads(), _running(self) as frame:
             outputs = call(*given.args, **given.kwargs)
-        if frame.error_quantized:
+        if frame.error_quantized or not self.quantized_outputs:
             return outputs
         return keras.tree.map_structure(self.quantize_error, outputs)
 

@@ -54,9 +54,9 @@ def register_layer(keras_class: type) -> Callable[[T], T]:
     return register
 
 
-def lns_layer_for(layer: keras.layers.Layer) -> type[Any] | None:
-    """The LNS class that stands for a layer's class, or None."""
-    return _LNS_LAYERS.get(type(layer))
+def lns_layer_of(keras_class: type) -> type[Any] | None:
+    """The LNS class that stands for a Keras class, or None."""
+    return _LNS_LAYERS.get(keras_class)
 
 
 def keras_class_of(lns_class: type) -> type[Any] | None:
