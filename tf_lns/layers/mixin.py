@@ -56,6 +56,11 @@ def calibration() -> Iterator[None]:
         _mode.calibration = previous
 
 
+def is_calibrating() -> bool:
+    """Whether this call is an eager one within `calibration`."""
+    return getattr(_mode, "calibration", False) and tf.executing_eagerly()
+
+
 @dataclasses.dataclass
 class _Call:
     """A running `call` of a layer; a stack of them per thread."""
@@ -255,17 +260,30 @@ class LNSMixin(keras_hooks.AfterBuild):
         Returns:
             Tensor like x.
         """
+        y, seen = self.quantize_and_look(x, index, training)
+        if seen is not None:
+            self.record_range(seen, index)
+        return y
+
+    def quantize_and_look(
+        self, x: Any, index: int = 0, training: Any = False
+    ) -> tuple[Any, tf.Tensor | None]:
+        """`quantize_activation` that leaves the recording to the caller.
+
+        Returns:
+            Q_A of x, and the abs-max of x for `record_range`; None where nothing is recorded.
+        """
         config = self.lns_config
         format = config.activations
         if format is None:
-            return x
+            return x, None
         if _is_integer(x):
             x = keras.ops.cast(x, self.compute_dtype)  # as the product itself would
         if not _is_float(x):
-            return x
+            return x, None
         options: dict[str, Any] = {"power_of_two": config.power_of_two_scales}
         if config.activation_scale == "batch":
-            return ops.quantize(x, format, **options)
+            return ops.quantize(x, format, **options), None
 
         def at_most(largest: Any) -> tf.Tensor:
             """Q_A under the scale that puts `largest` at the top of the range."""
@@ -273,42 +291,45 @@ class LNSMixin(keras_hooks.AfterBuild):
             return ops.quantize(x, format, scale=scale)
 
         if config.activation_scale != "moving":
-            return at_most(config.activation_scale)
-        recorded = self.input_ranges[index]
-        if getattr(_mode, "calibration", False) and tf.executing_eagerly():
-            y, scale = ops.quantize_with_scale(x, format, **options)
-            recorded.assign(tf.maximum(recorded, _abs_max_of(x, scale, config)))
-            return y
+            return at_most(config.activation_scale), None
 
-        def train() -> tf.Tensor:
+        def own() -> tuple[tf.Tensor, tf.Tensor]:
             y, scale = ops.quantize_with_scale(x, format, **options)
-            seen = _abs_max_of(x, scale, config)
-            present = tf.convert_to_tensor(recorded)
-            moved = RANGE_MOMENTUM * present + (1 - RANGE_MOMENTUM) * seen
-            # A batch of zeros says nothing of the range.
-            recorded.assign(tf.where(seen == 0.0, present, tf.where(present == 0.0, seen, moved)))
-            return y
+            return y, _abs_max_of(x, scale, config)
 
         def infer() -> tf.Tensor:
-            present = tf.convert_to_tensor(recorded)
+            present = tf.convert_to_tensor(self.input_ranges[index])
             return tf.cond(
                 present > 0.0,
                 lambda: at_most(present),
                 lambda: ops.quantize(x, format, **options),
             )
 
+        if is_calibrating():
+            return own()
         if isinstance(training, tf.Tensor | tf.Variable | keras.Variable):
-            return tf.cond(tf.cast(training, tf.bool), train, infer)
-        return train() if training else infer()
+            return tf.cond(tf.cast(training, tf.bool), own, lambda: (infer(), tf.constant(0.0)))
+        return own() if training else (infer(), None)
 
-    def quantize_error(self, y: Any) -> Any:
-        """The identity, whose gradient goes through Q_E."""
+    def record_range(self, seen: tf.Tensor, index: int = 0) -> None:
+        """Takes the abs-max of a batch into a recorded range; 0 says nothing of the range."""
+        recorded = self.input_ranges[index]
+        present = tf.convert_to_tensor(recorded)
+        if is_calibrating():
+            recorded.assign(tf.maximum(present, seen))
+            return
+        moved = RANGE_MOMENTUM * present + (1 - RANGE_MOMENTUM) * seen
+        recorded.assign(tf.where(seen == 0.0, present, tf.where(present == 0.0, seen, moved)))
+
+    def quantize_error(self, y: Any, axis: int | None = None) -> Any:
+        """The identity, whose gradient goes through Q_E; one scale, or one per index of `axis`."""
         config = self.lns_config
         if config.errors is None or not _is_float(y):
             return y
         return ops.quantize_gradient(
             y,
             config.errors,
+            axis=axis,
             underflow=config.error_underflow,
             power_of_two=config.power_of_two_scales,
         )
@@ -463,8 +484,13 @@ def _with_quantizers(call: Callable) -> Callable:
     wrapped.__signature__ = signature
     wrapped.__doc__ = call.__doc__
     wrapped.__name__ = "call"
-    wrapped.quantizes = True
-    return wrapped
+    return quantizes_itself(wrapped)
+
+
+def quantizes_itself(call: Any) -> Any:
+    """Decorates a `call` that has its quantizers inside, so that none are put around it."""
+    call.quantizes = True
+    return call
 
 
 @contextlib.contextmanager
