@@ -7,6 +7,7 @@ from tf_lns.formats import LNSFormat
 from tf_lns.layers.registry import register_layer
 from tf_lns.optimizers import LNSSGD, InverseSqrtDecay, LNSAdamW, LNSMadam
 from tf_lns.quantizers import LNSQuantizer
+from tf_lns.scope import scope
 from tf_lns.summary import summary
 from tf_lns.variable import LNSVariable
 
@@ -29,6 +30,7 @@ __all__ = [
     "quantizers",
     "reference",
     "register_layer",
+    "scope",
     "strip",
     "summary",
 ]

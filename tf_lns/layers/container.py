@@ -55,11 +55,8 @@ def convert(
             return
         seen.add(id(layer))
         config = choose(place, layer, around)
-        if config is not None and not _convert_layer(layer, config):
-            if any(multiplies_activations(v) for v in keras_hooks.own_variables(layer)):
-                left.append(f"{layer.name} ({type(layer).__name__})")
-            if _makes_layers(layer) and not isinstance(layer, LNSMixin):
-                contain(layer, config, _below(place, overrides))
+        if config is not None and not convert_alone(layer, config, _below(place, overrides)):
+            left.append(f"{layer.name} ({type(layer).__name__})")
         for step, child in children(layer):
             visit(child, f"{place}.{step}" if place else step, config)
         if isinstance(layer, LNSContainer):
@@ -67,6 +64,23 @@ def convert(
 
     visit(layer, place, around)
     return left
+
+
+def convert_alone(
+    layer: keras.layers.Layer,
+    config: LNSConfig,
+    overrides: dict[str, LNSConfig | None] | None = None,
+) -> bool:
+    """Turns one layer or model into an LNS layer or a container; what is inside stays.
+
+    Returns:
+        Whether its own kernels, if it has any, are in LNS.
+    """
+    if isinstance(layer, LNSMixin) or _convert_layer(layer, config):
+        return True
+    if _makes_layers(layer):
+        contain(layer, config, overrides)
+    return not any(multiplies_activations(v) for v in keras_hooks.own_variables(layer))
 
 
 def _below(place: str, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
