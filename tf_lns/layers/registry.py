@@ -64,7 +64,12 @@ def keras_class_of(lns_class: type) -> type[Any] | None:
     for keras_class, registered in _LNS_LAYERS.items():
         if lns_class is registered:
             return keras_class
-    return None
+    return vars(lns_class).get("_plain_class")  # a class that is made when it is needed
+
+
+def plain_class(layer: keras.layers.Layer) -> type[Any]:
+    """A layer's class without LNS."""
+    return keras_class_of(type(layer)) or type(layer)
 
 
 def plain_config(config: Any) -> Any:
