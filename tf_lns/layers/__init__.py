@@ -18,10 +18,12 @@ from tf_lns.layers.conv import (
 )
 from tf_lns.layers.core import LNSDense, LNSEinsumDense, LNSEmbedding
 from tf_lns.layers.mixin import LNSMixin
+from tf_lns.layers.recurrent import LNSLSTM, LNSLSTMCell, LNSSimpleRNN, LNSSimpleRNNCell
 from tf_lns.layers.registry import register_layer
 from tf_lns.layers.wrapper import LNSWrapper
 
 __all__ = [
+    "LNSLSTM",
     "LNSConv1D",
     "LNSConv1DTranspose",
     "LNSConv2D",
@@ -34,10 +36,13 @@ __all__ = [
     "LNSEinsumDense",
     "LNSEmbedding",
     "LNSGroupQueryAttention",
+    "LNSLSTMCell",
     "LNSMixin",
     "LNSMultiHeadAttention",
     "LNSSeparableConv1D",
     "LNSSeparableConv2D",
+    "LNSSimpleRNN",
+    "LNSSimpleRNNCell",
     "LNSWrapper",
     "register_layer",
 ]
