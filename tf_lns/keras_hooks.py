@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend import rnn as keras_rnn
 from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
+from keras.src.layers.rnn import conv_lstm
 from keras.src.models.functional import Functional
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 from keras.src.saving.serialization_lib import serialize_with_public_class
@@ -437,3 +439,15 @@ def not_compiled(models: list[keras.Model]) -> Iterator[None]:
     finally:
         for model in compiled:
             model.compiled = True
+
+
+def rnn(step: Callable, inputs: Any, initial_states: Any, **options: Any) -> tuple[Any, Any, Any]:
+    """Keras' loop over time: last output, all outputs, last states.
+
+    Unlike `keras.layers.RNN`, it may have time as the first axis.
+    """
+    return keras_rnn(step, inputs, initial_states, **options)
+
+
+ConvLSTMCell = conv_lstm.ConvLSTMCell
+"""The cell of Keras' ConvLSTM layers, which has no public name."""
