@@ -61,10 +61,30 @@ def _clone(model: keras.Model, function: Callable) -> keras.Model:
     """A Sequential or functional model of what `function` makes of each layer."""
     models = [m for m in [model, *all_layers(model)] if isinstance(m, keras.Model)]
     with keras_hooks.not_compiled(models):
-        clone = keras.models.clone_model(model, clone_function=function)
+        clone = keras.models.clone_model(
+            model, input_tensors=_inputs_like(model), clone_function=function
+        )
     if type(clone) is not plain_class(model):
         keras_hooks.change_class(clone, plain_class(model))
     return clone
+
+
+def _inputs_like(model: keras.Model) -> Any:
+    """New inputs for a functional model, named and set as its own; None for a Sequential one.
+
+    Keras' own cloning names them anew and makes none of them optional.
+    """
+    if isinstance(model, keras.Sequential):
+        return None
+    layers = {
+        id(layer.output): layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.InputLayer)
+    }
+    return keras.tree.map_structure(
+        lambda x: keras.layers.InputLayer.from_config(layers[id(x)].get_config()).output,
+        model.input,
+    )
 
 
 def _remade(layer: keras.layers.Layer) -> keras.layers.Layer:

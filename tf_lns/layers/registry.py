@@ -84,7 +84,8 @@ def plain_config(config: Any) -> Any:
         return config
     name = config.get("registered_name")
     if name == CONTAINER:
-        return plain_config(config["config"]["layer"])
+        rest = {k: v for k, v in config.items() if k not in _OF_CLASS}
+        return plain_config({**rest, **config["config"]["layer"]})
     lns_class = keras.saving.get_registered_object(name) if isinstance(name, str) else None
     keras_class = keras_class_of(lns_class) if lns_class is not None else None
     if keras_class is None:
