@@ -60,6 +60,27 @@ def load_weights(model: keras.Model, filepath: Any, **kwargs: Any) -> None:
             _take_over(mine, other)
 
 
+@contextlib.contextmanager
+def written_beside(filepath: Any) -> Iterator[str]:
+    """A path to write a file to, which takes the place of `filepath` once it is complete.
+
+    A save that fails so leaves the old file. Paths that are no local files are written as such.
+    """
+    path = os.fspath(filepath)
+    folder, name = os.path.split(path)
+    if "://" in path or "." not in name or os.path.isdir(path):
+        yield path
+        return
+    stem, rest = name.split(".", 1)
+    beside = os.path.join(folder, f"{stem}-{os.getpid()}-partial.{rest}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(beside)
+
+
 def _is_lns(model: keras.Model) -> bool:
     return any(isinstance(layer, LNSMixin) for layer in all_layers(model))
 

@@ -1,4 +1,4 @@
-"""What `quantize_model` makes of a model itself: it loads plain and LNS weight files."""
+"""What `quantize_model` makes of a model itself: one whose files are safe."""
 
 from __future__ import annotations
 
@@ -7,13 +7,31 @@ from typing import Any
 import keras
 
 from tf_lns import keras_hooks
-from tf_lns.files import load_weights
+from tf_lns.files import load_weights, written_beside
 from tf_lns.layers.container import base_of_models
 
 
 @base_of_models
 class LNSModel:
-    """Mixin of LNS models."""
+    """Mixin of LNS models: files of either kind load, and no failure costs anything."""
+
+    def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
+        """As in Keras; a save that fails leaves the old file."""
+        base: Any = super()
+        if not overwrite:  # Keras asks before it replaces a file
+            base.save(filepath, overwrite=False, **kwargs)
+            return
+        with written_beside(filepath) as path:
+            base.save(path, **kwargs)
+
+    def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
+        """As in Keras; a save that fails leaves the old file."""
+        base: Any = super()
+        if not overwrite or kwargs.get("max_shard_size"):
+            base.save_weights(filepath, overwrite=overwrite, **kwargs)
+            return
+        with written_beside(filepath) as path:
+            base.save_weights(path, **kwargs)
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
         """Loads weights that this model or its plain counterpart saved, all or nothing.
