@@ -16,6 +16,11 @@ _REBUILD = (
 )
 
 
+def path() -> str:
+    """Path of the compiled library, for `tf.load_op_library` in a process without tf_lns."""
+    return str(_LIBRARY)
+
+
 @functools.cache
 def load() -> types.ModuleType:
     """The module of generated op functions.
@@ -27,7 +32,7 @@ def load() -> types.ModuleType:
         raise ImportError(f"The compiled ops of tf_lns are missing ({_LIBRARY.name}). {_REBUILD}")
     _check_version()
     try:
-        return tf.load_op_library(str(_LIBRARY))
+        return tf.load_op_library(path())
     except tf.errors.NotFoundError as error:
         raise ImportError(
             f"The compiled ops of tf_lns do not load into TensorFlow {tf.__version__}: "
