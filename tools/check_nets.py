@@ -67,6 +67,7 @@ class Net:
         train: Function of the model and the inputs that trains one step and returns the loss;
             None for `train_on_batch` on targets made up from the outputs.
         more: Function of the plain model to more results.
+        environment: Variables of the process that it runs in.
     """
 
     family: str
@@ -75,6 +76,7 @@ class Net:
     thorough: bool = True
     train: Callable[[keras.Model, Any], float] | None = None
     more: Callable[[keras.Model], dict[str, Any]] | None = None
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _random() -> np.random.Generator:
@@ -103,8 +105,10 @@ def hub_tokens(segments: bool = False) -> Callable[[], dict[str, np.ndarray]]:
 
 
 def series(features: int = 6) -> np.ndarray:
-    """A batch of sequences."""
-    return _random().normal(size=(BATCH, 10, features)).astype(np.float32)
+    """A batch of sequences, the last steps of which are masked."""
+    batch = _random().normal(size=(BATCH, 10, features)).astype(np.float32)
+    batch[:, 7:] = 0
+    return batch
 
 
 def application(name: str, size: int) -> Callable[[], keras.Model]:
@@ -139,7 +143,7 @@ def hub(backbone: str, output: str | None = None, **settings: Any) -> Callable[[
 
         body = getattr(keras_hub.models, backbone)(**settings)
         features = body(body.input)
-        features = features[output] if output else features[:, 0]
+        features = features[output] if output else K.GlobalAveragePooling1D()(features)
         return keras.Model(body.input, K.Dense(CLASSES, name="head")(features))
 
     return build
@@ -424,7 +428,12 @@ def all_nets() -> dict[str, Net]:
         ),
         "GPT2CausalLM": Net("keras-hub", hub_task("GPT2CausalLM", "GPT2Backbone"), hub_tokens()),
         "fer, trained": Net(
-            "pretrained", emotions, lambda: crops()["faces"][:BATCH], more=agreement
+            "pretrained",
+            emotions,
+            lambda: crops()["faces"][:BATCH],
+            more=agreement,
+            # Training the plain net crashes TensorFlow 2.21 with oneDNN (heap corruption).
+            environment={"TF_ENABLE_ONEDNN_OPTS": "0"},
         ),
     }
     lists = {family: names.split() for family, names in FAMILIES.items()}
@@ -458,6 +467,15 @@ def topology(model: keras.Model) -> Any:
     return layers, json.loads(json.dumps(graphs, default=str))
 
 
+def tail_of(path: str) -> list[str]:
+    """The part of a variable's path that Keras makes alike in a copy.
+
+    It leaves a subclassed model's own name out when it builds one, and counts on the names of
+    variables that are made without one.
+    """
+    return re.sub(r"/variable_\d+$", "/variable", path).split("/")[-2:]
+
+
 def compare_weights(plain: keras.Model, lns: keras.Model) -> dict[str, Any]:
     """Whether each integer weight is the nearest of its format; the others must be equal.
 
@@ -466,8 +484,7 @@ def compare_weights(plain: keras.Model, lns: keras.Model) -> dict[str, Any]:
     raised = total = 0
     worst = 0.0
     for old, new in zip(plain.weights, lns.weights, strict=True):
-        # Not the whole path: Keras leaves a subclassed model's own name out when it builds one.
-        assert old.path.split("/")[-2:] == new.path.split("/")[-2:], (old.path, new.path)
+        assert tail_of(old.path) == tail_of(new.path), (old.path, new.path)
         if not isinstance(new, tf_lns.LNSVariable):
             np.testing.assert_array_equal(old.numpy(), new.numpy(), err_msg=old.path)
             continue
@@ -495,7 +512,9 @@ def train(net: Net, model: keras.Model, optimizer: Any, inputs: Any, wanted: Any
     """One training step; returns the loss."""
     if net.train is not None:
         return net.train(model, inputs)
-    model.compile(optimizer=optimizer, loss="mse", metrics=[], jit_compile=False)
+    model.compile(
+        optimizer=optimizer, loss="mse", metrics=[], weighted_metrics=[], jit_compile=False
+    )
     return float(model.train_on_batch(inputs, wanted))
 
 
@@ -543,8 +562,6 @@ def check(name: str, net: Net) -> dict[str, Any]:
     result.update(compare_weights(plain, lns))
 
     expected = keras.tree.map_structure(np.asarray, plain(inputs, training=False))
-    got = keras.tree.map_structure(np.asarray, lns(inputs, training=False))
-    result["output_error"] = relative(expected, got)
     if net.thorough:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -585,12 +602,15 @@ def check(name: str, net: Net) -> dict[str, Any]:
 
 
 def relative(expected: Any, got: Any) -> float:
-    """RMS of the difference of two outputs over that of the first."""
+    """RMS of the difference of two outputs over the spread of the first.
+
+    The spread, as untrained nets with a softmax say about the same of all classes.
+    """
     a, b = [
         np.concatenate([np.ravel(y) for y in keras.tree.flatten(outputs)])
         for outputs in (expected, got)
     ]
-    return float(f"{np.sqrt(np.mean((a - b) ** 2) / np.mean(a**2)):.3g}")
+    return float(f"{np.sqrt(np.mean((a - b) ** 2)) / np.std(a):.3g}")
 
 
 def predictions(model: keras.Model, inputs: Any) -> np.ndarray:
@@ -644,15 +664,14 @@ def report(lines: list[dict[str, Any]]) -> str:
         "moves codes of every integer weight that has a gradient; `strip` returns equal weights. "
         "Where *loads* says",
         "so, the trained model was saved as `.keras`, loaded in a fresh process and predicted the "
-        "same bits.",
+        "same bits; and with the formats off it predicted what the plain model does, to 1 % of "
+        "the spread.",
         "",
         "- *LNS layers*: of all layers inside; *float*: layers whose kernels or tables stay "
         "float32, with a warning.",
         "- *codes moved*: weight tensors in which a code moved in one step, of all integer "
         "tensors; what did not move has no gradient (footnotes).",
         "- *raised*: share of weights below the range, which storage raises to its bottom.",
-        "- *output*: RMS difference of the predictions of an untrained net in 8 bits (W, A) over "
-        "their RMS.",
         "- Times: seconds of processor time, one intra-op thread; *step* is the first training "
         "step, so tracing above all; *FP32 step* the same of the plain model with Keras' Adam.",
         "",
@@ -664,7 +683,6 @@ def report(lines: list[dict[str, Any]]) -> str:
         "float",
         "codes moved",
         "raised",
-        "output",
         "loads",
         "build",
         "convert",
@@ -686,7 +704,12 @@ def report(lines: list[dict[str, Any]]) -> str:
         out += [*notes, ""]
     failed = [r for r in lines if "error" in r]
     if failed:
-        out += ["## Failures", "", *(f"- {r['name']}: {r['error']}" for r in failed), ""]
+        out += [
+            "## Failures",
+            "",
+            *(f"- {r['name']}: {' '.join(r['error'].split())}" for r in failed),
+            "",
+        ]
     return "\n".join(out)
 
 
@@ -730,7 +753,6 @@ def _row(r: dict[str, Any], notes: list[str]) -> str:
         ", ".join(dict.fromkeys(r["float"])) or "none",
         moved,
         f"{100 * r['raised'] / r['integer_weights']:.3f} %",
-        f"{100 * r['output_error']:.2f} %",
         "yes" if r.get("loads_equal") else "",
         f"{r['build_s_cpu']:.1f}",
         f"{r['convert_s_cpu']:.1f}",
@@ -749,15 +771,16 @@ def read_record() -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in lines}
 
 
-def run_in_process(name: str, timeout: float) -> dict[str, Any]:
+def run_in_process(name: str, net: Net, timeout: float) -> dict[str, Any]:
     """The result of one net, from a process of its own."""
     command = [sys.executable, __file__, "--net", name]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": timeout}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, env={**os.environ, **net.environment}, **options)
     except subprocess.TimeoutExpired:
         return {"name": name, "error": f"not done after {timeout:g} s"}
     if done.returncode:
-        return {"name": name, "error": done.stderr.strip()[-600:]}
+        return {"name": name, "error": f"exit code {done.returncode}: {done.stderr.strip()[-600:]}"}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -785,7 +808,7 @@ def main() -> None:
         recorded = read_record()  # another run may have added to it
         if name in recorded and "error" not in recorded[name] and not arguments.again:
             continue
-        result = run_in_process(name, arguments.timeout)
+        result = run_in_process(name, nets[name], arguments.timeout)
         RECORD.parent.mkdir(exist_ok=True)
         with RECORD.open("a") as file:
             print(json.dumps(result), file=file)
