@@ -50,7 +50,18 @@ def mlp() -> tuple[keras.Model, tuple[int, ...], int]:
     return model, (1024,), 32
 
 
-NETS = {"conv_net": conv_net, "mlp_4m": mlp}
+def recurrent(kind: type[layers.Layer]) -> tuple[keras.Model, tuple[int, ...], int]:
+    """128 units on 50 steps of 64 features, batch 32."""
+    model = keras.Sequential([layers.Input((50, 64)), kind(128), layers.Dense(10)])
+    return model, (50, 64), 32
+
+
+NETS = {
+    "conv_net": conv_net,
+    "mlp_4m": mlp,
+    "lstm": lambda: recurrent(layers.LSTM),
+    "gru": lambda: recurrent(layers.GRU),
+}
 
 
 def step_of(

@@ -349,7 +349,8 @@ class LNSConvLSTMCell(_LSTM, keras_hooks.ConvLSTMCell):
 class _Recurrent(LNSComposite):
     """Mixin of the recurrent layers, whose weights and ranges are the cell's.
 
-    The cuDNN kernels of Keras, which hide the products, are not used.
+    The cuDNN kernels of Keras, which hide the products, are not used: `use_cudnn` is False,
+    whatever is asked for.
     """
 
     quantized_inputs = 0
@@ -488,6 +489,9 @@ class LNSRNN(_Recurrent, keras.layers.RNN):
 
     Cells of another kind, and what a user's own cell does around LNS layers, are left alone.
     """
+
+    def __init__(self, cell: Any, *args: Any, **kwargs: Any):
+        super().__init__(cell, *args, **kwargs)
 
 
 @register_layer(keras.layers.SimpleRNN)
