@@ -179,6 +179,27 @@ def test_bidirectional_merges_as_in_keras(merge):
     assert lns.forward_layer.use_cudnn is False
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_second_derivatives_are_refused_or_those_of_keras(traced):
+    def penalty_gradients(layer):
+        x = tf.constant(data(BATCH, TIME, WIDTH))
+        variables = [v.value for v in layer.trainable_variables]
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, training=True)
+            penalty = tf.reduce_sum(tape.gradient(y, x) ** 2)
+        return outer.gradient(penalty, variables)
+
+    run = tf.function(penalty_gradients, autograph=False) if traced else penalty_gradients
+    lns, plain, _ = lns_and_keras("lstm", unroll=True)
+    for a, b in zip(run(lns), run(plain), strict=True):
+        close(a, b, 1e-5)
+    lns, _, _ = lns_and_keras("lstm")
+    with pytest.raises(LookupError, match="unroll=True"):
+        run(lns)
+
+
 def test_an_encoder_hands_its_states_to_a_decoder():
     def net(kind):
         source, target = keras.Input((None, WIDTH)), keras.Input((None, WIDTH))

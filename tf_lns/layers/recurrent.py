@@ -213,7 +213,8 @@ class _Cell(LNSMixin):
         """Projected inputs whose gradient gives that of the recurrent kernel, too.
 
         Within the loop that would be a product per step and a sum over the steps; here it is
-        one product, of the operands of all steps and their errors.
+        one product, of the operands of all steps and their errors. Second derivatives would
+        lack the kernel's part in the loop backwards, so they are refused.
         """
         flat = (-1, *x.shape[2:])
 
@@ -224,13 +225,20 @@ class _Cell(LNSMixin):
                 with tf.GradientTape() as tape:
                     tape.watch(kernel)
                     z = self.gatewise(self.multiply_state, operand, kernel)
-                return dx, tape.gradient(z, kernel, output_gradients=tf.reshape(dx, flat))
+                dkernel = tape.gradient(z, kernel, output_gradients=tf.reshape(dx, flat))
+                return _first_order(dx), _first_order(dkernel)
 
             return tf.identity(x), gradient
 
         x = linked(x, run.recurrent_kernel)
         run.recurrent_kernel = tf.stop_gradient(run.recurrent_kernel)
         return x
+
+
+def _first_order(gradient: Any) -> Any:
+    """A gradient that has none itself: asking for it is a LookupError."""
+    message = "An LNS recurrent layer has second derivatives with unroll=True only."
+    return tf.raw_ops.PreventGradient(input=gradient, message=message)
 
 
 @register_layer(keras.layers.SimpleRNNCell)
