@@ -336,3 +336,84 @@ def test_methods_that_our_optimizers_override_exist():
     ):
         assert hasattr(keras.optimizers.Optimizer, name), name
         assert getattr(LNSMadam, name) is not getattr(keras.optimizers.Optimizer, name), name
+
+
+# --- Keras: classes --------------------------------------------------------------------------
+
+
+class Doubled(keras.layers.Dense):
+    def call(self, inputs, training=None, mask=None):
+        return 2.0 * super().call(inputs)
+
+
+def test_a_changed_class_is_what_keras_calls(layer):
+    x = np.ones((3, layer.kernel.shape[0]), np.float32)
+    single = layer(x)
+    layer.quantize  # noqa: B018  (Keras keeps one that is bound to the class of the start)
+    keras_hooks.change_class(layer, Doubled)
+    np.testing.assert_array_equal(layer(x), 2.0 * single)
+    made = Doubled(2)
+    for name in (
+        "_call_signature",
+        "call_signature_parameters",
+        "_call_has_training_arg",
+        "_call_has_mask_arg",
+        "_call_has_context_arg",
+    ):
+        assert getattr(layer, name) == getattr(made, name), name
+    assert "quantize" in vars(made)
+    assert "quantize" not in vars(layer)
+
+
+def test_as_class_gives_the_class_back(layer):
+    with keras_hooks.as_class(layer, Doubled):
+        assert type(layer) is Doubled
+    assert type(layer) is keras.layers.Dense
+
+
+def test_name_for_saving_is_what_keras_writes():
+    class Local(keras.layers.Layer):
+        pass
+
+    keras_hooks.name_for_saving(Local, "tests>Elsewhere")
+    written = keras.saving.serialize_keras_object(Local())
+    assert written["registered_name"] == "tests>Elsewhere"
+    assert keras.saving.get_registered_object("tests>Elsewhere") is None
+
+
+def test_serialized_class_is_what_keras_writes(layer):
+    written = keras.saving.serialize_keras_object(layer)
+    made = keras_hooks.serialized_class(keras.layers.Dense, layer.get_config())
+    assert {key: written[key] for key in made} == made
+
+
+def test_is_graph():
+    x = keras.Input((2,))
+    assert keras_hooks.is_graph(keras.Sequential())
+    assert keras_hooks.is_graph(keras.Model(x, x + 1.0))
+    assert not keras_hooks.is_graph(keras.Model())
+
+
+def test_redirect_new():
+    noted = []
+
+    def choose(cls):
+        return Doubled if cls is keras.layers.Dense else cls
+
+    original = keras.layers.Layer.__new__
+    with keras_hooks.redirect_new(choose, noted.append):
+        made = keras.layers.Dense(3, name="made")
+        with keras_hooks.redirect_new(lambda cls: cls, lambda layer: None):
+            assert type(keras.layers.Dense(3)) is keras.layers.Dense
+    assert type(made) is Doubled
+    assert made.units == 3
+    assert noted == [made]
+    assert keras.layers.Layer.__new__ is original
+
+
+def test_values_of_a_variable_that_is_made_later(layer):
+    np.testing.assert_array_equal(keras_hooks.values_of(layer.kernel), layer.kernel.numpy())
+    with keras.StatelessScope():
+        late = keras.Variable(keras.initializers.Ones(), shape=(2, 3), dtype="float32")
+        assert late._value is None
+        np.testing.assert_array_equal(keras_hooks.values_of(late), np.ones((2, 3)))
