@@ -102,7 +102,7 @@ def test_a_subclassed_model_is_copied_and_converted_at_any_depth():
     assert not any(isinstance(layer, layers.LNSMixin) for layer in all_layers(plain))
     assert len(codes(lns)) == 7
     assert [x.name for x in all_layers(lns)] == [x.name for x in all_layers(plain)]
-    assert [w.shape for w in lns.weights] == [w.shape for w in plain.weights]
+    assert [(w.path, w.shape) for w in lns.weights] == [(w.path, w.shape) for w in plain.weights]
     for a, b in zip(lns.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4)
     before = codes(lns)

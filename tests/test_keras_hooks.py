@@ -417,3 +417,10 @@ def test_values_of_a_variable_that_is_made_later(layer):
         late = keras.Variable(keras.initializers.Ones(), shape=(2, 3), dtype="float32")
         assert late._value is None
         np.testing.assert_array_equal(keras_hooks.values_of(late), np.ones((2, 3)))
+
+
+def test_name_alike(layer):
+    other = keras.layers.Dense(2, name="other")
+    other.build((None, 3))
+    keras_hooks.name_alike(layer.kernel, other.bias)
+    assert (layer.kernel.name, layer.kernel.path) == ("bias", "other/bias")

@@ -128,10 +128,12 @@ def copy_state(partners: list[tuple], seen: bool = False) -> None:
     for old, new in partners:
         new.trainable = old.trainable  # of all within, so the outer ones come first
     for old, new in partners:
+        mine, theirs = keras_hooks.own_variables(old), keras_hooks.own_variables(new)
+        for a, b in zip(mine, theirs, strict=True):
+            keras_hooks.name_alike(b, a)
         if not isinstance(old, LNSMixin):
             copy_plain(old, new)
             continue
-        mine, theirs = keras_hooks.own_variables(old), keras_hooks.own_variables(new)
         for a, b in zip(mine, theirs, strict=True):
             if isinstance(a, LNSVariable):
                 b.assign(a.cell.read(a.cell.seen) if seen else a.cell.read())

@@ -210,6 +210,11 @@ def stateless_value(variable: keras.Variable) -> Any:
     return get_stateless_scope().get_current_value(variable)
 
 
+def name_alike(variable: keras.Variable, other: keras.Variable) -> None:
+    """Gives a variable the name and the path of another."""
+    variable._name, variable._path = other._name, other._path
+
+
 def values_of(variable: keras.Variable) -> np.ndarray:
     """A variable's values, or those it is going to have where Keras makes it later."""
     with tf.init_scope():
