@@ -193,6 +193,14 @@ RECIPES = {
     "first default, 2^-4 / sqrt(1 + t/200)": Recipe(
         "variant", madam(tf_lns.InverseSqrtDecay(2**-4, 200)), LNS
     ),
+    **{
+        f"additive rate {factor} x": Recipe(
+            "variant",
+            madam(additive_learning_rate=tf_lns.InverseSqrtDecay(factor * 2**-3, 20)),
+            LNS,
+        )
+        for factor in (0.03, 0.01)
+    },
     "sign_crossing": Recipe("variant", madam(sign_crossing=True), LNS),
     "p_scale=3": Recipe("variant", madam(p_scale=3), LNS),
     'second_moment="lns8:4"': Recipe("variant", madam(second_moment="lns8:4"), LNS),
