@@ -60,7 +60,7 @@ class LNSMadam(LNSOptimizer, keras.optimizers.Optimizer):
 
     Args:
         learning_rate: Octaves per step and unit of g': a float, a Keras schedule or a
-            callable. None for ``InverseSqrtDecay(2**-4, 200)``. Fine-tuning a pretrained
+            callable. None for ``InverseSqrtDecay(2**-3, 20)``. Fine-tuning a pretrained
             model wants 2**-8 with a linear decay; the default destroys one.
         beta: Decay rate of the second moment.
         g_bound: Bound of the normalised gradient.
