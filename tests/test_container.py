@@ -392,3 +392,140 @@ def test_wrapper_refuses_what_it_cannot_wrap():
         layers.LNSWrapper("dense")
     with pytest.raises(ValueError, match="in LNS already"):
         layers.LNSWrapper(layers.LNSDense(2))
+
+
+def test_a_wrapped_layer_is_converted_stripped_and_saved_with_its_model(tmp_path):
+    inputs = keras.Input((5,))
+    x = layers.LNSWrapper(Product(), NARROW, name="own")(inputs)
+    model = keras.Model(inputs, K.Dense(3)(x))
+    again = tf_lns.quantize_model(model, LNSConfig(weights="lns5:2"))
+    own = again.get_layer("own")
+    assert is_lns(own.kernel)
+    assert own.kernel.cell.seen == tf_lns.LNSFormat(5, 2)
+    trained(again).save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded(data(4, 5)), again(data(4, 5)))
+    plain = tf_lns.strip(model)
+    assert type(plain.get_layer("own")) is Product
+    np.testing.assert_array_equal(plain.get_weights()[0], model.get_weights()[0])
+
+
+# --- What a reviewer found ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_frozen_layer_trains_when_it_is_thawed(in_place):
+    plain = keras.Sequential([keras.Input((5,)), Net(), K.Dense(3)])
+    plain.layers[0].trainable = False
+    lns = tf_lns.quantize_model(plain, in_place=in_place)
+    before = codes(lns)
+    trained(lns)
+    assert all((a == b).all() for a, b in zip(codes(lns)[:-1], before[:-1], strict=True))
+    lns.layers[0].trainable = True
+    lns.compile(tf_lns.LNSMadam(), LOSS)
+    trained(lns)
+    assert all((a != b).any() for a, b in zip(codes(lns), before, strict=True))
+
+
+def test_sharing_that_a_copy_would_lose_is_refused():
+    a, b = keras.Input((4, 5)), keras.Input((5,))
+    dense = K.Dense(3)
+    plain = keras.Model([a, b], [K.TimeDistributed(dense)(a), dense(b)])
+    with pytest.raises(ValueError, match=r"(?s)used in several places.*in_place"):
+        tf_lns.quantize_model(plain)
+    lns = tf_lns.quantize_model(plain, in_place=True)
+    assert len(lns.trainable_variables) == 2
+
+
+def test_variables_in_collections_and_in_other_layers_are_replaced():
+    class Held(keras.layers.Layer):
+        def build(self, shape):
+            self.held = {"k": (self.add_weight(shape=(shape[-1], 4), name="kernel"), 1)}
+
+        def call(self, x):
+            return x @ self.held["k"][0]
+
+    class Penalty(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = K.Dense(3)
+
+        def build(self, shape):
+            self.dense.build(shape)
+            self.kernels = [self.dense.kernel]
+
+        def call(self, x):
+            self.add_loss(keras.ops.sum(keras.ops.square(self.kernels[0])))
+            return self.dense(x)
+
+    layer = Held()
+    layer(data(2, 5))
+    layers.LNSWrapper(layer)
+    assert is_lns(layer.held["k"][0])
+    net = Penalty()
+    net(data(2, 5))
+    lns = tf_lns.quantize_model(net)
+    assert lns.kernels[0] is lns.dense.kernel
+    assert len(lns.trainable_variables) == 2
+
+
+def test_quantizing_within_a_scope_goes_by_its_own_arguments():
+    plain = built()
+    with tf_lns.scope():
+        lns = tf_lns.quantize_model(plain, NARROW, overrides={"head": None})
+        stripped = tf_lns.strip(lns)
+    assert type(lns.head) is keras.layers.Dense
+    assert lns.stem.lns_config == NARROW
+    assert type(stripped.stem) is keras.layers.Dense
+
+
+def test_a_subclass_whose_call_would_bypass_ours_stays_as_it_is():
+    class Mine(keras.layers.SeparableConv1D):
+        def call(self, inputs):
+            return super().call(inputs)
+
+    class Renamed(keras.layers.SeparableConv1D):
+        pass
+
+    assert lns_class_for(Mine(2, 2)) is None
+    assert issubclass(lns_class_for(Renamed(2, 2)), layers.LNSSeparableConv1D)
+    inputs = keras.Input((6, 3))
+    with pytest.warns(UserWarning, match="Mine"):
+        tf_lns.quantize_model(keras.Model(inputs, Mine(2, 2)(inputs)))
+
+
+def test_inputs_in_a_collection_are_quantized():
+    class Two(layers.LNSMixin, keras.layers.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight(shape=(5, 3), name="kernel")
+
+        def call(self, pair):
+            return pair["a"] @ self.kernel + pair["b"] @ self.kernel
+
+    layer = Two(lns_config=LNSConfig(weights=None, activations="lns4:1"))
+    pair = {"a": data(2, 5), "b": data(2, 5, seed=1)}
+    expected = sum(tf_lns.reference.quantize(x, "lns4:1") for x in pair.values())
+    y = layer(pair, training=True)
+    np.testing.assert_allclose(y, expected @ layer.kernel.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_metric_that_cannot_be_copied_leaves_compiling_to_the_user():
+    class Odd(keras.metrics.Mean):
+        def __init__(self, needed):
+            super().__init__()
+
+    plain = built()
+    plain.compile("adam", LOSS, metrics=[Odd(1)])
+    with pytest.warns(UserWarning, match="compile the converted model again"):
+        lns = tf_lns.quantize_model(plain)
+    assert len(codes(lns)) == 7
+
+
+def test_in_place_is_refused_before_anything_is_changed():
+    plain = keras.Sequential(
+        [keras.Input((5,)), K.Dense(4), K.Dense(3, kernel_constraint="non_neg", name="last")]
+    )
+    with pytest.raises(ValueError, match="constraint"):
+        tf_lns.quantize_model(plain, in_place=True)
+    assert not any(isinstance(x, layers.LNSMixin) for x in all_layers(plain))
+    tf_lns.quantize_model(plain, overrides={"last": None}, in_place=True)

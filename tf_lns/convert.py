@@ -12,12 +12,13 @@ import keras
 from tf_lns import keras_hooks
 from tf_lns.config import LNSConfig
 from tf_lns.copying import check_model, plain_copy
-from tf_lns.layers.container import convert, lns_class_for
+from tf_lns.layers.container import convert, is_wrapped, lns_class_for
 from tf_lns.layers.mixin import LNSMixin
 from tf_lns.layers.registry import plain_class
 from tf_lns.layers.tree import all_layers, children, pairs
 from tf_lns.models import as_lns_model
 from tf_lns.ops.call import choice, flag
+from tf_lns.roles import multiplies_activations
 from tf_lns.variable import LNSVariable
 
 Overrides = Mapping[str, LNSConfig | dict | None] | Callable[[keras.layers.Layer], Any] | None
@@ -78,6 +79,7 @@ def quantize_model(
                 "`in_place` converts plain Keras models only. Received: "
                 f"in_place=True and {model.name!r}, which has LNS layers"
             )
+        _check_constraints(model, rule, default)
         copy, partners = model, pairs(model, model)
     else:
         copy, partners = plain_copy(model)
@@ -91,7 +93,8 @@ def quantize_model(
             inherited = old.lns_config
         return rule(old, inherited)
 
-    left = convert(copy, choose)
+    wrapped = {id(new) for old, new in partners if is_wrapped(old)}
+    left = convert(copy, choose, wrapped=wrapped)
     as_lns_model(copy)
     for old, new in partners:
         if isinstance(old, LNSMixin) and isinstance(new, LNSMixin) and old is not new:
@@ -140,6 +143,22 @@ def strip(model: keras.Model, weights: str = "stored") -> keras.Model:
     return clone
 
 
+def _check_constraints(model: keras.Model, rule: Callable, default: LNSConfig) -> None:
+    """Raises before anything is changed where an integer weight could not have its constraint."""
+    for layer in all_layers(model):
+        if lns_class_for(layer) is None or rule(layer, default) is None:
+            continue
+        for variable in keras_hooks.own_variables(layer):
+            constraint = getattr(variable, "constraint", None)
+            weight = multiplies_activations(variable)
+            if weight and constraint and not getattr(constraint, "keeps_lns_grid", False):
+                raise ValueError(
+                    f"{variable.path} has a constraint, which would move an integer weight off "
+                    f"its grid. Received: constraint={constraint!r}. Leave layer {layer.name!r} "
+                    "float with `overrides`, or drop the constraint."
+                )
+
+
 def _compile_alike(source: keras.Model, target: keras.Model) -> None:
     """Compiles `target` with the arguments of `source`, but its own optimizer and metrics."""
     arguments = keras_hooks.compile_arguments(source)
@@ -157,7 +176,16 @@ def _compile_alike(source: keras.Model, target: keras.Model) -> None:
         stateful = isinstance(x, keras.optimizers.Optimizer | keras.metrics.Metric)
         return type(x).from_config(x.get_config()) if stateful else x
 
-    target.compile(**{k: keras.tree.map_structure(fresh, v) for k, v in arguments.items()})
+    try:
+        copied = {k: keras.tree.map_structure(fresh, v) for k, v in arguments.items()}
+    except Exception as error:
+        warnings.warn(
+            f"An optimizer or metric of {source.name!r} cannot be copied ({error}): compile the "
+            "converted model again.",
+            stacklevel=3,
+        )
+        return
+    target.compile(**copied)
 
 
 def _chooser(overrides: Overrides, model: keras.Model) -> Callable:

@@ -10,10 +10,11 @@ from typing import Any
 import keras
 
 from tf_lns import keras_hooks
-from tf_lns.layers.container import is_exact_graph
+from tf_lns.layers.container import is_exact_graph, is_wrapped
 from tf_lns.layers.mixin import LNSMixin
 from tf_lns.layers.registry import accepted, plain_build_config, plain_class, plain_config
 from tf_lns.layers.tree import all_layers, pairs
+from tf_lns.layers.wrapper import LNSWrapper
 from tf_lns.variable import LNSVariable
 
 
@@ -37,14 +38,19 @@ def plain_copy(model: keras.Model, seen: bool = False) -> tuple[keras.Model, lis
 
     def fresh(layer: keras.layers.Layer) -> keras.layers.Layer:
         """A new plain layer with the settings of another."""
+        if isinstance(layer, LNSWrapper):  # what is inside stands in its place
+            inside = fresh(layer.layer)
+            inside.name = layer.name
+            return inside
         if id(layer) not in copies:
             copies[id(layer)] = _clone(layer, fresh) if is_exact_graph(layer) else _remade(layer)
         return copies[id(layer)]
 
     try:
-        copy = fresh(model)
-        _name_alike(model, copy)  # what constructors made: paths of variables have the names
-        _build_alike(model, copy)
+        with keras_hooks.redirect_new(lambda cls: cls, lambda layer: None):  # also in a scope
+            copy = fresh(model)
+            _name_alike(model, copy)  # what constructors made: paths of variables have the names
+            _build_alike(model, copy)
         _name_alike(model, copy)  # what was made in building
         partners = pairs(model, copy)
         copy_state(partners, seen)
@@ -105,7 +111,7 @@ def _remade(layer: keras.layers.Layer) -> keras.layers.Layer:
 def _name_alike(source: keras.Model, copy: keras.Model) -> None:
     """Gives the layers of a copy, which Keras may have named anew, the names of the original."""
     for old, new in pairs(source, copy, complete=False):
-        if new.name != old.name:
+        if new.name != old.name and not is_wrapped(old):
             new.name = old.name
 
 

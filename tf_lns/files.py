@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 
@@ -18,6 +20,9 @@ from tf_lns.layers.container import convert
 from tf_lns.layers.mixin import LNSMixin
 from tf_lns.layers.tree import all_layers, pairs
 from tf_lns.variable import LNSVariable
+
+_SEAL = "tf_lns_checksum"
+"""Attribute of an HDF5 file."""
 
 
 def load_weights(model: keras.Model, filepath: Any, **kwargs: Any) -> None:
@@ -40,6 +45,7 @@ def load_weights(model: keras.Model, filepath: Any, **kwargs: Any) -> None:
     check_model(model)
     if not os.path.exists(filepath):
         raise FileNotFoundError(f"`filepath` names no file. Received: filepath={str(filepath)!r}")
+    _check_seal(filepath)
     try:
         with _all_or_nothing(model):
             keras.Model.load_weights(model, filepath, **kwargs)
@@ -79,6 +85,40 @@ def written_beside(filepath: Any) -> Iterator[str]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(beside)
+
+
+def seal(path: str) -> None:
+    """Writes into an HDF5 file the checksum of all that is in it."""
+    with h5py.File(path, "r+") as file:
+        file.attrs[_SEAL] = _checksum(file)
+
+
+def _check_seal(path: Any) -> None:
+    """Raises ValueError if a file is not what it was when it was sealed."""
+    damaged = f"The file {str(path)!r} is damaged; the model is as it was."
+    if not str(path).endswith(".h5"):
+        return
+    try:
+        with h5py.File(path, "r") as file:
+            whole = _SEAL not in file.attrs or file.attrs[_SEAL] == _checksum(file)
+    except Exception as error:
+        raise ValueError(f"{damaged} {error}") from error
+    if not whole:
+        raise ValueError(f"{damaged} Its data does not match the checksum that it was saved with.")
+
+
+def _checksum(file: h5py.File) -> int:
+    """CRC-32 of the names and values of all datasets."""
+    crc = 0
+
+    def add(name: str, item: Any) -> None:
+        nonlocal crc
+        crc = zlib.crc32(name.encode(), crc)
+        if isinstance(item, h5py.Dataset):
+            crc = zlib.crc32(np.asarray(item).tobytes(), crc)
+
+    file.visititems(add)
+    return crc
 
 
 def _is_lns(model: keras.Model) -> bool:

@@ -245,30 +245,59 @@ def replace_variable(layer: keras.layers.Layer, old: keras.Variable, new: keras.
     """Puts `new` where `old` stands: in the layer's attributes, lists and trackers.
 
     By identity, not by name: `Dense.kernel` is a property over `_kernel`, other layers keep
-    lists of variables.
+    collections of variables. What other layers hold of it, `follow_replacements` finds.
     """
+    vars(new).pop("_replaced_by", None)  # it may have been replaced itself, and come back
+    old._replaced_by = new
+    follow_replacements(layer)
+
+
+def follow_replacements(layer: keras.layers.Layer) -> None:
+    """Puts their replacements where a layer still holds variables that were replaced."""
     with unlocked(layer):
+        tracker = layer._tracker
         for variables in variable_lists(layer):
             for i, variable in enumerate(variables):
-                if variable is old:
+                new = _followed(variable)
+                if new is not variable:
                     list.__setitem__(variables, i, new)
-        tracker = layer._tracker
-        for store in tracker.stored_ids.values():
-            if id(old) in store:
-                store.discard(id(old))
-                store.add(id(new))
+                    for store in tracker.stored_ids.values():
+                        if id(variable) in store:
+                            store.discard(id(variable))
+                            store.add(id(new))
         for name, value in list(vars(layer).items()):
-            if value is old:
+            if name in ("_trainable_variables", "_non_trainable_variables", "_tracker"):
+                continue
+            if name.startswith("_self_"):  # TensorFlow's own, see below
+                continue
+            new = _followed(value)
+            if new is not value:
                 object.__setattr__(layer, name, new)
-                if isinstance(layer, tf.__internal__.tracking.Trackable):
+                if isinstance(new, keras.Variable):
                     layer._track_trackable(new, name, overwrite=True)
-            elif isinstance(value, list) and name not in (
-                "_trainable_variables",
-                "_non_trainable_variables",
-            ):
-                for i, item in enumerate(value):
-                    if item is old:
-                        list.__setitem__(value, i, new)
+
+
+def _followed(value: Any) -> Any:
+    """A value, or what it is with replacements followed; lists and dicts change in place."""
+    if isinstance(value, keras.Variable):
+        while hasattr(value, "_replaced_by"):
+            value = value._replaced_by
+        return value
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            new = _followed(item)
+            if new is not item:
+                list.__setitem__(value, i, new)
+    elif isinstance(value, dict):
+        for key, item in list(value.items()):
+            new = _followed(item)
+            if new is not item:
+                dict.__setitem__(value, key, new)
+    elif type(value) is tuple:
+        items = tuple(_followed(item) for item in value)
+        if any(a is not b for a, b in zip(items, value, strict=True)):
+            return items
+    return value
 
 
 def forget_functions(model: keras.Model) -> None:

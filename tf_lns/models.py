@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tf_lns import keras_hooks
-from tf_lns.files import load_weights, written_beside
+from tf_lns.files import load_weights, seal, written_beside
 from tf_lns.layers.container import base_of_models
 
 
@@ -32,6 +32,8 @@ class LNSModel:
             return
         with written_beside(filepath) as path:
             base.save_weights(path, **kwargs)
+            if path.endswith(".weights.h5"):
+                seal(path)
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
         """Loads weights that this model or its plain counterpart saved, all or nothing.

@@ -327,13 +327,14 @@ class LNSVariable(keras.Variable):
         new = cls(
             lambda shape, dtype: tf.convert_to_tensor(values),
             shape=variable.shape,
-            trainable=variable.trainable,
             autocast=variable._autocast,
             aggregation=variable.aggregation,
             synchronization=variable.synchronization,
             name=variable.name,
             format=format,
         )
+        # Keras' own switch, which can be turned on again; a cell that is made untrainable stays so.
+        new.trainable = variable.trainable
         new._path = variable.path
         new.regularizer = variable.regularizer
         new.constraint = variable.constraint
@@ -543,10 +544,16 @@ class LNSVariable(keras.Variable):
     def __reduce__(self) -> tuple:
         settings = {
             name: getattr(self, name)
-            for name in ("_path", "_regularizer", "_constraint", "_overwrite_with_gradient")
+            for name in (
+                "_path",
+                "_trainable",
+                "_regularizer",
+                "_constraint",
+                "_overwrite_with_gradient",
+            )
         }
         arguments = {
-            "trainable": self.trainable,
+            "trainable": self.cell.trainable,
             "autocast": self._autocast,
             "aggregation": self.aggregation,
             "synchronization": self.synchronization,

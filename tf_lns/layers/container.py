@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
@@ -33,6 +33,7 @@ def convert(
     place: str = "",
     around: LNSConfig | None = None,
     overrides: Mapping[str, LNSConfig | None] | None = None,
+    wrapped: Collection[int] = (),
 ) -> list[str]:
     """Turns a layer or model, and all inside, into LNS layers and containers, in place.
 
@@ -43,6 +44,7 @@ def convert(
         place: Place of `layer`.
         around: Formats of what it is in.
         overrides: By place, what containers are told of layers that they are still to make.
+        wrapped: Ids of layers to convert as `LNSWrapper` does.
 
     Returns:
         In words, the layers that have kernels, were meant to be converted and stay float.
@@ -55,7 +57,9 @@ def convert(
             return
         seen.add(id(layer))
         config = choose(place, layer, around)
-        if config is not None and not convert_alone(layer, config, _below(place, overrides)):
+        if config is not None and id(layer) in wrapped:
+            wrap(layer, config)
+        elif config is not None and not convert_alone(layer, config, _below(place, overrides)):
             left.append(f"{layer.name} ({type(layer).__name__})")
         for step, child in children(layer):
             visit(child, f"{place}.{step}" if place else step, config)
@@ -63,6 +67,8 @@ def convert(
             layer.note_overrides()
 
     visit(layer, place, around)
+    for inside in [layer, *all_layers(layer)]:
+        keras_hooks.follow_replacements(inside)
     return left
 
 
@@ -106,8 +112,11 @@ def lns_class_for(layer: keras.layers.Layer) -> type[Any] | None:
     class_: Any = type(layer)
     for base in class_.__mro__:
         registered: Any = lns_layer_of(base)
-        if registered is not None:
-            return registered if base is class_ else derived_class(class_, registered)
+        if registered is None:
+            continue
+        if base is class_:
+            return registered
+        return derived_class(class_, registered) if _can_derive(class_, base, registered) else None
     return None
 
 
@@ -115,6 +124,13 @@ def _is_convertible(layer: keras.layers.Layer) -> bool:
     """Whether a layer computes with weights of its own in float, as Keras made them."""
     own = getattr(layer.dtype_policy, "quantization_mode", None) is not None
     return not own and not getattr(layer, "lora_enabled", False)
+
+
+def _can_derive(class_: Any, base: Any, lns_class: Any) -> bool:
+    """Whether a user's `call` still runs what the LNS class puts in the place of Keras' call."""
+    added = lns_class.__mro__[: lns_class.__mro__.index(base)]
+    own_call = any("call" in vars(c) and not issubclass(c, keras.layers.Layer) for c in added)
+    return not own_call or class_.call is base.call
 
 
 def _makes_layers(layer: keras.layers.Layer) -> bool:
@@ -129,7 +145,8 @@ def _makes_layers(layer: keras.layers.Layer) -> bool:
         isinstance(child, LNSMixin) or lns_class_for(child) is not None
         for child in all_layers(layer)
     )
-    return not saves_them and (inside or not (layer.built or is_keras))
+    is_own_wrapper = getattr(layer, "stands_for_its_layer", False)
+    return not (saves_them or is_own_wrapper) and (inside or not (layer.built or is_keras))
 
 
 def is_exact_graph(layer: Any) -> bool:
@@ -220,6 +237,7 @@ class _SavedAsPlain(LNSContainer):
             "layer": layer,
             "lns_config": self.lns_config.get_config(),
             "lns_overrides": self.overrides_config(),
+            "wrapped": is_wrapped(self),
         }
 
     @classmethod
@@ -228,7 +246,9 @@ class _SavedAsPlain(LNSContainer):
         layer: Any = keras.saving.deserialize_keras_object(config["layer"], custom_objects)
         formats = LNSConfig.get(config["lns_config"])
         overrides = overrides_from(config.get("lns_overrides"))
-        if _convert_layer(layer, formats):
+        if config.get("wrapped"):
+            wrap(layer, formats)
+        if isinstance(layer, LNSMixin) or _convert_layer(layer, formats):
             keras_hooks.set_untracked(layer, "lns_overrides", overrides)
         else:
             contain(layer, formats, overrides)
@@ -252,6 +272,18 @@ def contain(
     container: Any = layer
     container.lns_config = config
     keras_hooks.set_untracked(container, "lns_overrides", dict(overrides or {}))
+
+
+def wrap(layer: keras.layers.Layer, config: LNSConfig) -> None:
+    """Makes an LNS layer of a layer of any kind, in place."""
+    class_: Any = type(layer)
+    mixin: Any = LNSMixin
+    derived_class(class_, mixin).adopt(layer, config)
+
+
+def is_wrapped(layer: keras.layers.Layer) -> bool:
+    """Whether `wrap` made it."""
+    return isinstance(layer, _SavedAsPlain) and LNSMixin in type(layer).__bases__
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import threading
 import warnings
@@ -497,7 +498,10 @@ def _with_quantizers(call: Callable) -> Callable:
         training = values.get("training") if takes_training else values.pop("training", None)
         for i, name in enumerate(inputs[: self.quantized_inputs]):
             if name in values:
-                values[name] = self.quantize_activation(values[name], i, training)
+                values[name] = keras.tree.map_structure(
+                    functools.partial(self.quantize_activation, index=i, training=training),
+                    values[name],
+                )
         with forward_reads(), _running(self) as frame:
             outputs = call(*given.args, **given.kwargs)
         if frame.error_quantized or not self.quantized_outputs:

@@ -87,13 +87,20 @@ def pairs(
     Raises:
         ValueError: The two do not hold the same layers.
     """
-    seen: set[int] = set()
+    partners: dict[int, Any] = {}
     result = []
 
     def inner(old: Any, new: Any) -> None:
-        if id(old) in seen:
+        if not isinstance(new, type(old)) and getattr(old, "stands_for_its_layer", False):
+            old = old.layer
+        if id(old) in partners:
+            if complete and partners[id(old)] is not new:
+                raise ValueError(
+                    f"layer {old.name!r} is used in several places, and one of them (a wrapper, "
+                    "an RNN, a layer that another one saves) makes a layer of its own of it"
+                )
             return
-        seen.add(id(old))
+        partners[id(old)] = new
         result.append((old, new))
         mine, theirs = dict(children(old)), dict(children(new))
         if keras_hooks.is_graph(old) and keras_hooks.is_graph(new):

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tf_lns.config import LNSConfig
-from tf_lns.layers.container import derived_class
+from tf_lns.layers.container import wrap
 from tf_lns.layers.mixin import LNSMixin
 
 
@@ -31,6 +31,8 @@ class LNSWrapper(keras.layers.Wrapper):
         ValueError: `layer` is an LNS layer already.
     """
 
+    stands_for_its_layer = True  # a plain copy of a model has the layer in its place
+
     def __init__(self, layer: keras.layers.Layer, lns_config: Any = None, **kwargs: Any):
         if not isinstance(layer, keras.layers.Layer):
             raise TypeError(f"`layer` must be a Keras layer. Received: layer={layer!r}")
@@ -38,10 +40,7 @@ class LNSWrapper(keras.layers.Wrapper):
             raise ValueError(f"`layer` is in LNS already. Received: layer={layer!r}")
         super().__init__(layer, **kwargs)
         self.lns_config = LNSConfig.get(lns_config)
-        class_: Any = type(layer)
-        mixin: Any = LNSMixin
-        derived_class(class_, mixin).adopt(layer, self.lns_config)
-
+        wrap(layer, self.lns_config)
         self.supports_masking = layer.supports_masking
 
     def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
