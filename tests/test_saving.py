@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tf_lns
 from tf_lns import LNSConfig, LNSFormat, LNSVariable, layers
+from tf_lns.layers.tree import all_layers
 
 K = keras.layers
 F32 = np.float32
@@ -19,7 +20,7 @@ def data(*shape, seed=0):
 def state(model):
     """Codes, scales, float values and ranges of a model, in order."""
     result = []
-    for layer in tf_lns.convert.all_layers(model):
+    for layer in all_layers(model):
         if not isinstance(layer, layers.LNSMixin):
             continue
         for v in layer.variables:
@@ -110,13 +111,6 @@ def test_a_new_process_reads_every_layer_and_trains_on(tmp_path, run_python):
 def plain_and_lns():
     plain = keras.Sequential([keras.Input((4,)), K.Dense(3, name="a"), K.Dense(2, name="b")])
     return plain, tf_lns.quantize_model(plain)
-
-
-def test_a_plain_file_is_read_through_a_plain_model(tmp_path):
-    plain, lns = plain_and_lns()
-    plain.save_weights(tmp_path / "plain.weights.h5")
-    with pytest.raises(ValueError, match="get_weights"):
-        lns.load_weights(tmp_path / "plain.weights.h5")
 
 
 def test_a_plain_layer_s_variables_clear_the_ranges():

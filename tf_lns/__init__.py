@@ -1,12 +1,15 @@
 """Train Keras models in a logarithmic number system (LNS-Madam, arXiv:2106.13914)."""
 
 from tf_lns import layers, ops, optimizers, quantizers, reference
+from tf_lns.calibrate import calibrate
 from tf_lns.config import LNSConfig
-from tf_lns.convert import calibrate, quantize_model, strip
+from tf_lns.convert import quantize_model, strip
+from tf_lns.files import load_weights
 from tf_lns.formats import LNSFormat
 from tf_lns.layers.registry import register_layer
 from tf_lns.optimizers import LNSSGD, InverseSqrtDecay, LNSAdamW, LNSMadam
 from tf_lns.quantizers import LNSQuantizer
+from tf_lns.scope import scope
 from tf_lns.summary import summary
 from tf_lns.variable import LNSVariable
 
@@ -23,12 +26,14 @@ __all__ = [
     "LNSVariable",
     "calibrate",
     "layers",
+    "load_weights",
     "ops",
     "optimizers",
     "quantize_model",
     "quantizers",
     "reference",
     "register_layer",
+    "scope",
     "strip",
     "summary",
 ]

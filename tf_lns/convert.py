@@ -1,29 +1,23 @@
-"""From a plain Keras model to an LNS model and back, and the calibration between."""
+"""From a plain Keras model to an LNS model and back."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
 from tf_lns import keras_hooks
 from tf_lns.config import LNSConfig
-from tf_lns.layers.container import convert, is_exact_graph, lns_class_for, plain_class
-from tf_lns.layers.mixin import LNSMixin, calibration
-from tf_lns.layers.registry import (
-    accepted,
-    keras_class_of,
-    plain_build_config,
-    plain_config,
-)
+from tf_lns.copying import check_model, plain_copy
+from tf_lns.layers.container import convert, lns_class_for
+from tf_lns.layers.mixin import LNSMixin
+from tf_lns.layers.registry import plain_class
 from tf_lns.layers.tree import all_layers, children, pairs
-from tf_lns.ops.call import choice, flag, integer
+from tf_lns.models import as_lns_model
+from tf_lns.ops.call import choice, flag
 from tf_lns.variable import LNSVariable
 
 Overrides = Mapping[str, LNSConfig | dict | None] | Callable[[keras.layers.Layer], Any] | None
@@ -69,7 +63,7 @@ def quantize_model(
     Example:
         >>> lns = quantize_model(model, LNSConfig(gradients="lns5:2"), {"head": None})
     """
-    _check_model(model)
+    check_model(model)
     default = LNSConfig.get(config)
     if default.storage.octaves < _SHORT_RANGE:
         warnings.warn(
@@ -86,7 +80,7 @@ def quantize_model(
             )
         copy, partners = model, pairs(model, model)
     else:
-        copy, partners = _plain_copy(model)
+        copy, partners = plain_copy(model)
     present = {id(new): old for old, new in partners}
 
     def choose(place: str, layer: keras.layers.Layer, around: Any) -> LNSConfig | None:
@@ -98,6 +92,7 @@ def quantize_model(
         return rule(old, inherited)
 
     left = convert(copy, choose)
+    as_lns_model(copy)
     for old, new in partners:
         if isinstance(old, LNSMixin) and isinstance(new, LNSMixin) and old is not new:
             _keep_codes(old, new)
@@ -133,9 +128,9 @@ def strip(model: keras.Model, weights: str = "stored") -> keras.Model:
         TypeError: `model` is no Keras model.
         ValueError: `model` cannot be copied, or `weights` is neither word.
     """
-    _check_model(model)
+    check_model(model)
     choice(weights, "weights", ("stored", "seen"))
-    clone, _ = _plain_copy(model, seen=weights == "seen")
+    clone, _ = plain_copy(model, seen=weights == "seen")
     left = [layer.name for layer in all_layers(clone) if isinstance(layer, LNSMixin)]
     if left:
         raise ValueError(
@@ -143,165 +138,6 @@ def strip(model: keras.Model, weights: str = "stored") -> keras.Model:
             "them; give it plain layers and use quantize_model."
         )
     return clone
-
-
-def calibrate(
-    model: keras.Model,
-    data: Any,
-    batch_size: int = 32,
-    steps: int | None = None,
-    verbose: int = 1,
-) -> keras.Model:
-    """Records the range of every layer's activations from data, without training.
-
-    Afterwards, and after training, predictions do not depend on the batch they come in.
-
-    Args:
-        model: Model with LNS layers.
-        data: Input array, or tuple or dict of arrays as the model takes them; or an iterable
-            of batches (`tf.data.Dataset`, `keras.utils.PyDataset`, generator), where of a
-            tuple batch the first element is the input.
-        batch_size: For arrays.
-        steps: Number of batches at most.
-        verbose: 1 for a progress bar, 0 for none.
-
-    Returns:
-        `model`.
-
-    Raises:
-        TypeError: `model` is no Keras model, or a number is no integer.
-        ValueError: `model` has no LNS layer with a recorded range, a number is out of range,
-            or `data` is empty. Recorded ranges then stay as they were.
-    """
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model. Received: model={model!r}")
-    for name, value in (("batch_size", batch_size), ("steps", steps)):
-        if value is not None and integer(value, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value!r}")
-
-    def recording() -> list[tf.Variable]:
-        layers = [layer for layer in all_layers(model) if isinstance(layer, LNSMixin)]
-        return [r for layer in layers for r in layer.input_ranges]
-
-    if model.built and not recording():
-        raise ValueError(
-            f"`model` has no layer that records ranges. Received: model {model.name!r}; convert "
-            'it with tf_lns.quantize_model and activation_scale="moving".'
-        )
-    before = [(r, r.numpy()) for r in recording()]
-    batches, total = _batches(data, batch_size, steps)
-    bar = keras.utils.Progbar(total) if verbose else None
-    count = 0
-    for recorded, _ in before:
-        recorded.assign(0.0)
-    try:
-        with calibration():
-            for batch in batches:
-                model(batch, training=False)
-                count += 1
-                if bar is not None:
-                    bar.update(count)
-                if count == steps:
-                    break
-        if not count:
-            raise ValueError("`data` holds no batch to calibrate on.")
-        if recording() and not any(float(r.numpy()) > 0 for r in recording()):
-            raise ValueError(
-                "No layer recorded a range: `data` holds zeros or NaN alone, or the layers run "
-                "inside a tf.function of the model's own, where ranges cannot be recorded."
-            )
-    except BaseException:
-        for recorded, value in before:
-            recorded.assign(value)
-        raise
-    if bar is not None:
-        bar.update(count, finalize=True)
-    return model
-
-
-# --- Helpers ---------------------------------------------------------------------------------
-
-
-def _check_model(model: keras.Model) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model. Received: model={model!r}")
-
-
-def _plain_copy(model: keras.Model, seen: bool = False) -> tuple[keras.Model, list[tuple]]:
-    """A plain Keras model with the values of a model, plain or LNS, and the pairs of layers.
-
-    Args:
-        model: The model.
-        seen: Copy the weights as the forward pass sees them.
-
-    Raises:
-        ValueError: `model` cannot be copied.
-    """
-    copies: dict[int, keras.layers.Layer] = {}
-
-    def fresh(layer: keras.layers.Layer) -> keras.layers.Layer:
-        """A new plain layer with the settings of another."""
-        if id(layer) not in copies:
-            copies[id(layer)] = _clone(layer, fresh) if is_exact_graph(layer) else _remade(layer)
-        return copies[id(layer)]
-
-    try:
-        copy = fresh(model)
-        _name_alike(model, copy)  # what constructors made: paths of variables have the names
-        _build_alike(model, copy)
-        _name_alike(model, copy)  # what was made in building
-        partners = pairs(model, copy)
-        _copy_state(partners, seen)
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"`model` {model.name!r} ({plain_class(model).__name__}) cannot be copied: {error}\n"
-            "Give it, or the layer named, a `get_config` that holds the arguments of its "
-            "constructor; or convert the model itself: quantize_model(..., in_place=True)."
-        ) from error
-    return copy, partners
-
-
-def _clone(model: keras.Model, function: Callable) -> keras.Model:
-    """A Sequential or functional model of what `function` makes of each layer."""
-    models = [m for m in [model, *all_layers(model)] if isinstance(m, keras.Model)]
-    with keras_hooks.not_compiled(models):
-        return keras.models.clone_model(model, clone_function=function)
-
-
-def _remade(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """A new plain layer or model of the same class and settings, not built."""
-    if isinstance(layer, keras.layers.Lambda):
-        return layer  # it has no state, and Keras does not rebuild functions without a name
-    class_ = keras_class_of(type(layer)) or plain_class(layer)
-    if issubclass(class_, LNSMixin):
-        raise ValueError(
-            f"no Keras layer is known for {class_.__name__} (layer {layer.name!r}); register "
-            "the class with `tf_lns.register_layer`"
-        )
-    with keras_hooks.as_class(layer, class_):
-        config = layer.get_config()
-    return class_.from_config(accepted(class_, plain_config(config)))
-
-
-def _name_alike(source: keras.Model, copy: keras.Model) -> None:
-    """Gives the layers of a copy, which Keras may have named anew, the names of the original."""
-    for old, new in pairs(source, copy, complete=False):
-        if new.name != old.name:
-            new.name = old.name
-
-
-def _build_alike(source: keras.Model, copy: keras.Model) -> None:
-    """Builds the layers of a copy that are built in the original."""
-    if not source.built:
-        return
-    if not copy.built and source.get_build_config():
-        with warnings.catch_warnings():  # what it leaves unbuilt is built below
-            warnings.simplefilter("ignore")
-            copy.build_from_config(plain_build_config(source.get_build_config()))
-    for old, new in reversed(pairs(source, copy, complete=False)):
-        if old.built and not new.built:
-            new.build_from_config(plain_build_config(old.get_build_config()) or {})
-            new.built = True
 
 
 def _compile_alike(source: keras.Model, target: keras.Model) -> None:
@@ -367,34 +203,6 @@ def _chooser(overrides: Overrides, model: keras.Model) -> Callable:
     return by_pattern
 
 
-def _copy_state(partners: list[tuple], seen: bool = False) -> None:
-    """Copies weights and trainability from each layer to its plain partner."""
-    for old, new in partners:
-        new.trainable = old.trainable  # of all within, so the outer ones come first
-    for old, new in partners:
-        if not isinstance(old, LNSMixin):
-            _copy_plain(old, new)
-            continue
-        mine, theirs = keras_hooks.own_variables(old), keras_hooks.own_variables(new)
-        for a, b in zip(mine, theirs, strict=True):
-            if isinstance(a, LNSVariable):
-                b.assign(a.cell.read(a.cell.seen) if seen else a.cell.read())
-            else:
-                b.assign(a.value)
-
-
-def _copy_plain(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
-    """Copies what a file would hold: variables and assets such as vocabularies."""
-    if keras_hooks.own_variables(old):
-        store: dict[str, Any] = {}
-        old.save_own_variables(store)
-        new.load_own_variables(store)
-    if hasattr(old, "save_assets") and old.built:
-        with tempfile.TemporaryDirectory() as folder:
-            old.save_assets(folder)
-            new.load_assets(folder)
-
-
 def _keep_codes(old: LNSMixin, new: LNSMixin) -> None:
     """Where the storage format stays the same, so do codes and scale; recorded ranges stay."""
     for recorded, copied in zip(old.input_ranges, new.input_ranges, strict=False):
@@ -404,34 +212,3 @@ def _keep_codes(old: LNSMixin, new: LNSMixin) -> None:
         same = isinstance(a, LNSVariable) and isinstance(b, LNSVariable) and a.format == b.format
         if same:
             b.assign_codes(a.codes, a.scale)
-
-
-def _batches(data: Any, batch_size: int, steps: int | None) -> tuple[Iterable, int | None]:
-    """Batches of model inputs, and how many there will be if that is known."""
-    arrays = isinstance(data, np.ndarray | np.generic | tf.Tensor | dict) or (
-        isinstance(data, list | tuple) and data and all(hasattr(a, "shape") for a in data)
-    )
-    if arrays:
-        if any(len(a.shape) == 0 for a in keras.tree.flatten(data)):
-            raise ValueError(f"`data` must have a batch axis. Received: data={data!r}")
-        size = int(keras.tree.flatten(data)[0].shape[0])
-        count = -(-size // batch_size)
-
-        def cut() -> Iterable:
-            for start in range(0, size, batch_size):
-                rows = slice(start, start + batch_size)
-                yield keras.tree.map_structure(lambda a, rows=rows: a[rows], data)
-
-        return cut(), count if steps is None else min(count, steps)
-    if isinstance(data, keras.utils.PyDataset):
-        items: Iterable = (data[i] for i in range(len(data)))
-        total = len(data)
-    elif isinstance(data, Iterable) and not isinstance(data, str):
-        items = iter(data)
-        total = int(data.cardinality()) if isinstance(data, tf.data.Dataset) else -1
-    else:
-        raise TypeError(f"`data` must be arrays or an iterable of batches. Received: data={data!r}")
-    inputs = (batch[0] if isinstance(batch, tuple) else batch for batch in items)
-    if steps is not None:
-        total = steps if total < 0 else min(total, steps)
-    return inputs, total if total >= 0 else None

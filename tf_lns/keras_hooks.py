@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend import rnn as keras_rnn
 from keras.src.backend.common.stateless_scope import get_stateless_scope, in_stateless_scope
+from keras.src.layers.rnn import conv_lstm
 from keras.src.models.functional import Functional
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 from keras.src.saving.serialization_lib import serialize_with_public_class
@@ -354,22 +357,48 @@ def is_graph(model: Any) -> bool:
     return isinstance(model, keras.Sequential | Functional)
 
 
+_new = threading.local()
+_new_lock = threading.Lock()
+_new_users = 0
+
+
 @contextlib.contextmanager
-def redirect_new(function: Callable[[type], type]) -> Iterator[None]:
-    """Inside, making a layer of a class makes one of the class that `function` names for it.
+def redirect_new(choose: Callable[[type], type], note: Callable[[Any], None]) -> Iterator[None]:
+    """Inside, on this thread, making a layer of a class makes one of the class chosen for it.
 
-    That must be a subclass: Python then runs its constructor in the place of the other.
+    Args:
+        choose: From the class asked for to itself or a subclass, whose constructor Python then
+            runs in the place of the other.
+        note: Gets each layer made, before its constructor runs.
     """
-    original = keras.layers.Layer.__dict__["__new__"]
-
-    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        return original.__func__(function(cls), *args, **kwargs)
-
-    keras.layers.Layer.__new__ = new
+    global _new_users
+    with _new_lock:
+        _new_users += 1
+        if _new_users == 1:
+            keras.layers.Layer.__new__ = _redirected_new
+    stack = _new.__dict__.setdefault("stack", [])
+    stack.append((choose, note))
     try:
         yield
     finally:
-        keras.layers.Layer.__new__ = original
+        stack.pop()
+        with _new_lock:
+            _new_users -= 1
+            if not _new_users:
+                keras.layers.Layer.__new__ = _layer_new
+
+
+_layer_new = keras.layers.Layer.__new__
+
+
+def _redirected_new(cls: type, *args: Any, **kwargs: Any) -> Any:
+    stack = _new.__dict__.get("stack")
+    if not stack:
+        return _layer_new(cls, *args, **kwargs)
+    choose, note = stack[-1]
+    layer = _layer_new(choose(cls), *args, **kwargs)
+    note(layer)
+    return layer
 
 
 def track_variable(layer: keras.layers.Layer, variable: keras.Variable) -> None:
@@ -410,3 +439,15 @@ def not_compiled(models: list[keras.Model]) -> Iterator[None]:
     finally:
         for model in compiled:
             model.compiled = True
+
+
+def rnn(step: Callable, inputs: Any, initial_states: Any, **options: Any) -> tuple[Any, Any, Any]:
+    """Keras' loop over time: last output, all outputs, last states.
+
+    Unlike `keras.layers.RNN`, it may have time as the first axis.
+    """
+    return keras_rnn(step, inputs, initial_states, **options)
+
+
+ConvLSTMCell = conv_lstm.ConvLSTMCell
+"""The cell of Keras' ConvLSTM layers, which has no public name."""

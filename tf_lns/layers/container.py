@@ -20,7 +20,7 @@ import keras
 from tf_lns import keras_hooks
 from tf_lns.config import LNSConfig
 from tf_lns.layers.mixin import LNSMixin, signature_with_training
-from tf_lns.layers.registry import CONTAINER, accepted, keras_class_of, lns_layer_of
+from tf_lns.layers.registry import CONTAINER, accepted, keras_class_of, lns_layer_of, plain_class
 from tf_lns.layers.tree import all_layers, children, walk
 from tf_lns.roles import multiplies_activations
 
@@ -55,11 +55,8 @@ def convert(
             return
         seen.add(id(layer))
         config = choose(place, layer, around)
-        if config is not None and not _convert_layer(layer, config):
-            if any(multiplies_activations(v) for v in keras_hooks.own_variables(layer)):
-                left.append(f"{layer.name} ({type(layer).__name__})")
-            if _makes_layers(layer) and not isinstance(layer, LNSMixin):
-                contain(layer, config, _below(place, overrides))
+        if config is not None and not convert_alone(layer, config, _below(place, overrides)):
+            left.append(f"{layer.name} ({type(layer).__name__})")
         for step, child in children(layer):
             visit(child, f"{place}.{step}" if place else step, config)
         if isinstance(layer, LNSContainer):
@@ -67,6 +64,23 @@ def convert(
 
     visit(layer, place, around)
     return left
+
+
+def convert_alone(
+    layer: keras.layers.Layer,
+    config: LNSConfig,
+    overrides: dict[str, LNSConfig | None] | None = None,
+) -> bool:
+    """Turns one layer or model into an LNS layer or a container; what is inside stays.
+
+    Returns:
+        Whether its own kernels, if it has any, are in LNS.
+    """
+    if isinstance(layer, LNSMixin) or _convert_layer(layer, config):
+        return True
+    if _makes_layers(layer):
+        contain(layer, config, overrides)
+    return not any(multiplies_activations(v) for v in keras_hooks.own_variables(layer))
 
 
 def _below(place: str, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -120,8 +134,7 @@ def _makes_layers(layer: keras.layers.Layer) -> bool:
 
 def is_exact_graph(layer: Any) -> bool:
     """Whether a model is one of Keras' own graph classes, not a subclass of the user's."""
-    class_ = type(layer)
-    return (keras_class_of(class_) or class_) in (keras.Sequential, keras_hooks.Functional)
+    return plain_class(layer) in (keras.Sequential, keras_hooks.Functional)
 
 
 class LNSContainer(keras_hooks.AfterBuild):
@@ -246,7 +259,17 @@ def _container_class(plain: Any) -> type[Any]:
     """The container class of a Keras class."""
     takes_training = "training" in inspect.signature(plain.call).parameters
     members = {} if takes_training else {"call": _with_training(plain.call)}
-    return _make_class(plain, (_SavedAsPlain, plain), members)
+    of_models = _MODEL_BASES if issubclass(plain, keras.Model) else []
+    return _make_class(plain, (_SavedAsPlain, *of_models, plain), members)
+
+
+_MODEL_BASES: list[type] = []
+
+
+def base_of_models(class_: type) -> type:
+    """Class decorator: one more base of the containers that are models."""
+    _MODEL_BASES.append(class_)
+    return class_
 
 
 @functools.cache
@@ -286,8 +309,3 @@ def _with_training(call: Callable) -> Callable:
     wrapped: Any = contained_call
     wrapped.__signature__ = signature
     return wrapped
-
-
-def plain_class(layer: keras.layers.Layer) -> type[Any]:
-    """A layer's class without what was added to it here."""
-    return type(layer)._plain_class if isinstance(layer, _SavedAsPlain) else type(layer)

@@ -14,6 +14,7 @@ import dataclasses
 import inspect
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +31,9 @@ from tf_lns.variable import LNSVariable, forward_reads
 
 RANGE_MOMENTUM = 0.9
 """Share of the old value in the moving abs-max of a layer's inputs."""
+
+FILE_VERSION = 1
+"""Of what layers save; files of a higher one are refused."""
 
 _mode = threading.local()
 
@@ -387,6 +391,8 @@ class LNSMixin(keras_hooks.AfterBuild):
                 store[f"{i}"] = variable
         for i, recorded in enumerate(self.input_ranges):
             store[f"input_range_{i}"] = recorded.numpy()
+        store["version"] = np.array(FILE_VERSION, np.int32)
+        store["checksum"] = np.array(_checksum(store), np.int64)
 
     def load_own_variables(self, store: Any) -> None:
         """Loads what `save_own_variables` wrote, here or in the plain Keras layer.
@@ -399,9 +405,9 @@ class LNSMixin(keras_hooks.AfterBuild):
         if not keys and keras_hooks.own_variables(self):
             raise ValueError(
                 f"The file has nothing for layer {self.name!r} under the name of its class, "
-                f"{type(self).__name__}. Load the file of a plain Keras model into that model, "
-                "and then use tf_lns.quantize_model or `set_weights(plain.get_weights())`."
+                f"{type(self).__name__}. tf_lns.load_weights loads the file of a plain Keras model."
             )
+        self._check_file(store)
         keras_hooks.check_saved_count(self, {k: store[k] for k in keys if k.isdigit()})
         for i, variable in enumerate(keras_hooks.own_variables(self)):
             value = np.asarray(store[f"{i}"])
@@ -428,6 +434,24 @@ class LNSMixin(keras_hooks.AfterBuild):
         for i, recorded in enumerate(self.input_ranges):
             key = f"input_range_{i}"
             recorded.assign(np.asarray(store[key], np.float32) if key in keys else 0.0)
+
+    def _check_file(self, store: Any) -> None:
+        """Refuses what a newer version wrote, and what has changed since it was written."""
+        keys = set(store.keys())
+        if all(key.isdigit() for key in keys):
+            return  # a plain Keras layer's
+        whole = {"version", "checksum"} <= keys
+        version = int(np.asarray(store["version"])) if whole else 0
+        if version > FILE_VERSION:
+            raise ValueError(
+                f"The file was written by a newer version of tf_lns: layer {self.name!r} has "
+                f"format version {version}, and this one reads up to {FILE_VERSION}. Upgrade."
+            )
+        if not whole or int(np.asarray(store["checksum"])) != _checksum(store):
+            raise ValueError(
+                f"The file is damaged: the data of layer {self.name!r} does not match the "
+                "checksum that it was saved with."
+            )
 
     def _load_codes(
         self, variable: keras.Variable, codes: np.ndarray, scale: np.ndarray, format: LNSFormat
@@ -513,6 +537,15 @@ def _is_integer(x: Any) -> bool:
 def _is_float(x: Any) -> bool:
     dtype = getattr(x, "dtype", None)
     return dtype is not None and "float" in keras.backend.standardize_dtype(dtype)
+
+
+def _checksum(store: Any) -> int:
+    """CRC-32 of all that a layer has in a file."""
+    crc = 0
+    for key in sorted(store.keys()):
+        if key != "checksum":
+            crc = zlib.crc32(np.asarray(store[key]).tobytes(), zlib.crc32(key.encode(), crc))
+    return crc
 
 
 def _any_normal(values: np.ndarray) -> bool:

@@ -64,7 +64,12 @@ def keras_class_of(lns_class: type) -> type[Any] | None:
     for keras_class, registered in _LNS_LAYERS.items():
         if lns_class is registered:
             return keras_class
-    return None
+    return vars(lns_class).get("_plain_class")  # a class that is made when it is needed
+
+
+def plain_class(layer: keras.layers.Layer) -> type[Any]:
+    """A layer's class without LNS."""
+    return keras_class_of(type(layer)) or type(layer)
 
 
 def plain_config(config: Any) -> Any:
@@ -79,7 +84,8 @@ def plain_config(config: Any) -> Any:
         return config
     name = config.get("registered_name")
     if name == CONTAINER:
-        return plain_config(config["config"]["layer"])
+        rest = {k: v for k, v in config.items() if k not in _OF_CLASS}
+        return plain_config({**rest, **config["config"]["layer"]})
     lns_class = keras.saving.get_registered_object(name) if isinstance(name, str) else None
     keras_class = keras_class_of(lns_class) if lns_class is not None else None
     if keras_class is None:

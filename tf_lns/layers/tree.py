@@ -9,7 +9,16 @@ import keras
 
 from tf_lns import keras_hooks
 
-_SKIPPED = {"_layers", "_operations", "_functional", "_metrics", "_operations_by_depth"}
+_SKIPPED = {
+    "_layers",
+    "_operations",
+    "_functional",
+    "_metrics",
+    "_operations_by_depth",
+    # TensorFlow's tracking of what other attributes hold
+    "_self_unconditional_checkpoint_dependencies",
+    "_self_unconditional_dependency_names",
+}
 
 
 def children(layer: keras.layers.Layer) -> list[tuple[str, keras.layers.Layer]]:

@@ -48,10 +48,6 @@ class LNSWrapper(keras.layers.Wrapper):
         """The layer's own call."""
         return self.layer(inputs, *args, **kwargs)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """The layer's own."""
-        return self.layer.compute_output_shape(input_shape)
-
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         """The layer's own."""
         return self.layer.compute_mask(inputs, previous_mask)
