@@ -252,7 +252,7 @@ class Recipe:
 
 
 RECIPES = {
-    "adamw": Recipe("FP32, AdamW", 2e-4, None, adamw),
+    "adamw": Recipe("FP32, AdamW", 1e-4, None, adamw),
     "lns": Recipe("LNS 8 bit", 2**-8, tf_lns.LNSConfig(), lns_madam),
     "lns-g5": Recipe(
         "LNS, gradients 5 bit", 2**-8, tf_lns.LNSConfig(gradients="lns5:2"), lns_madam
