@@ -10,7 +10,6 @@ parameter, and the time of a step against FP32; writes demo.png and results.json
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import gzip
 import importlib.util
@@ -24,23 +23,10 @@ from collections.abc import Callable
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+from console import progress_bars, silent_stderr
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
-
-
-@contextlib.contextmanager
-def silent_stderr():
-    """Hides what TensorFlow's C++ side writes while it starts; exceptions come through."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
 
 with silent_stderr():
     import keras
@@ -222,13 +208,7 @@ def main() -> None:
     )
     data = mnist_5k()
     results: dict[str, list[dict]] = {recipe.name: [] for recipe in RECIPES}
-    columns = (
-        TextColumn("{task.description:<32}"),
-        BarColumn(bar_width=20),
-        TextColumn("test {task.fields[accuracy]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    with progress_bars(console, 32, "test {task.fields[accuracy]}") as progress:
         # Seed by seed, not recipe by recipe: a drift of the machine's speed hits all alike.
         for seed in range(arguments.seeds):
             for recipe in RECIPES:

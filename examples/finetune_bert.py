@@ -14,7 +14,6 @@ docs/finetuning.md has the results and how the LNS recipe was found.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -31,26 +30,13 @@ from collections.abc import Callable, Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+from console import progress_bars, silent_stderr
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 from safetensors import safe_open
 from tokenizers import Tokenizer
-
-
-@contextlib.contextmanager
-def silent_stderr():
-    """Hides what TensorFlow's C++ side writes while it starts; exceptions come through."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
 
 with silent_stderr():
     import keras
@@ -499,13 +485,9 @@ def main() -> None:
         f"{len(data[0][1])} training and {len(data[1][1])} {arguments.split} examples; "
         f"{len(runs)} runs, {sum(run in finished for run in runs)} of them finished before."
     )
-    columns = (
-        TextColumn("{task.description:<44}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[accuracy]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    with progress_bars(
+        console, 44, "{task.completed:.0f}/{task.total:.0f}  {task.fields[accuracy]}"
+    ) as progress:
         study = progress.add_task("All runs", total=len(runs), accuracy="")
         for run in runs:
             if run not in finished:
