@@ -13,11 +13,12 @@ another instruction set.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+
+from common import write_json
 
 GOALS = {  # ratios at 25 million elements on 2 cores (AVX-512)
     "quantize 8 bit, given scale": 0.9,
@@ -137,9 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     result = run(options.sizes, options.repeats)
     print(report(result))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(result, file, indent=1)
+    write_json(result, options.json)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ with Keras' Adam.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
+
+from common import write_json
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -57,9 +58,7 @@ def main() -> None:
     results = run(arguments.rounds)
     print(f"quantize_model(ResNet50)        {results['seconds']:6.2f} s")
     print(f"first training step over FP32   {results['tracing']:6.2f}x")
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
+    write_json(results, arguments.json)
 
 
 if __name__ == "__main__":

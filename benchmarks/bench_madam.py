@@ -19,6 +19,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from common import write_json
+
 GOALS = {  # ratios at 25 million parameters on 2 cores
     "avx512vbmi": {"float v": 0.42, "one-byte v": 0.32},
     "avx512": {"float v": 0.42},
@@ -170,8 +172,7 @@ def main() -> None:
         return
     result = run(options.sizes, options.sets, options.rounds)
     print(report(result))
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result, options.json)
 
 
 if __name__ == "__main__":

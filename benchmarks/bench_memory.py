@@ -18,6 +18,8 @@ import os
 import subprocess
 import sys
 
+from common import write_json
+
 RIVALS = ("fp32_adam", "lns", "lns_1_byte_v")
 
 
@@ -88,9 +90,7 @@ def main() -> None:
     results = run(arguments.parameters)
     for rival, figures in results.items():
         print(rival, {key: round(value, 2) for key, value in figures.items()})
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
+    write_json(results, arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ median ratio. `parts` shows what each piece of the LNS step adds.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Callable, Iterable
@@ -19,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from common import interleaved, ratio
+from common import interleaved, ratio, write_json
 
 import tf_lns
 
@@ -150,9 +149,7 @@ def main() -> None:
         print(net)
         for name, value in figures.items():
             print(f"  {name:24s} {value:8.3f}{' ms' if name.endswith('_ms') else 'x'}")
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
+    write_json(results, arguments.json)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from common import write_json
+
 SIDE, BATCH = 256, 32
 
 
@@ -115,9 +117,7 @@ def main() -> None:
     results = run(arguments.peer_python)
     for name, figures in results.items():
         print(f"linear {SIDE}x{SIDE}, batch {BATCH}: {name}", figures)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
+    write_json(results, arguments.json)
 
 
 if __name__ == "__main__":

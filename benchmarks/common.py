@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -28,6 +29,14 @@ def interleaved(
 def ratio(times: dict[str, list[float]], name: str, peer: str) -> float:
     """Median over the rounds of one rival's time over its peer's."""
     return statistics.median(a / b for a, b in zip(times[name], times[peer], strict=True))
+
+
+def write_json(results: object, path: str | None) -> None:
+    """Writes the raw figures of a benchmark, if a file is asked for."""
+    if path:
+        with open(path, "w") as file:
+            json.dump(results, file, indent=2)
+            file.write("\n")
 
 
 def machine() -> dict[str, object]:
