@@ -529,3 +529,24 @@ def test_in_place_is_refused_before_anything_is_changed():
         tf_lns.quantize_model(plain, in_place=True)
     assert not any(isinstance(x, layers.LNSMixin) for x in all_layers(plain))
     tf_lns.quantize_model(plain, overrides={"last": None}, in_place=True)
+
+
+def test_in_place_forgets_functions_traced_before():
+    """A model may predict without being compiled; its function holds the float weights."""
+    plain = built()
+    x = data(6, 5)
+    plain.predict(x, verbose=0)
+    lns = tf_lns.quantize_model(plain, LNSConfig(activation_scale=8.0), in_place=True)
+    for layer in all_layers(lns):
+        for variable in getattr(layer, "lns_variables", []):
+            variable.assign(2.0 * variable.numpy())
+    np.testing.assert_array_equal(lns.predict(x, verbose=0), lns(x))
+
+
+def test_a_constraint_inside_a_model_that_stays_float_is_no_hindrance():
+    inner = keras.Sequential(
+        [keras.Input((5,)), K.Dense(3, kernel_constraint="non_neg")], name="inner"
+    )
+    plain = keras.Sequential([keras.Input((5,)), inner, K.Dense(2)])
+    lns = tf_lns.quantize_model(plain, overrides={"inner": None}, in_place=True)
+    assert len(codes(lns)) == 1

@@ -1006,3 +1006,10 @@ with tf.distribute.experimental.CentralStorageStrategy(["CPU:0", "CPU:1"]).scope
         sys.exit("no error")
 """
     )
+
+
+def test_a_variable_may_be_assigned():
+    v = LNSVariable(np.ones((2, 2), np.float32))
+    for other in (tf.Variable([[1.0, 2.0], [4.0, 0.5]]), keras.Variable([[8.0, 2.0], [1.0, 0.25]])):
+        v.assign(other)
+        np.testing.assert_array_equal(v.numpy(), other.numpy())

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_lns.copying import check_model
-from tf_lns.layers.mixin import LNSMixin, calibration
-from tf_lns.layers.tree import all_layers
+from tf_lns.layers.container import lns_layers
+from tf_lns.layers.mixin import calibration
 from tf_lns.ops.call import integer
 
 
@@ -49,8 +49,7 @@ def calibrate(
             raise ValueError(f"`{name}` must be at least 1. Received: {name}={value!r}")
 
     def recording() -> list[tf.Variable]:
-        layers = [layer for layer in all_layers(model) if isinstance(layer, LNSMixin)]
-        return [r for layer in layers for r in layer.input_ranges]
+        return [r for layer in lns_layers(model) for r in layer.input_ranges]
 
     if model.built and not recording():
         raise ValueError(

@@ -39,7 +39,8 @@ class LNSConfig:
             moving abs-max of training or of `tf_lns.calibrate`; the batch's own before
             either), "batch" always for the batch's own, or a positive float, the largest
             magnitude that is represented (then in training too). A layer learns of training as
-            `Dropout` does: `fit` tells it (a subclassed model's `call` must take `training`),
+            `Dropout` does: `fit` tells it (a subclassed model of your own that is built of LNS
+            layers must take `training` in its `call`; `quantize_model` and `scope` see to it),
             a loop of your own calls `model(x, training=True)`. Recorded ranges are saved with
             a model but are no weights: `get_weights`, and so `EarlyStopping` when it restores
             the best weights, leaves them; `tf_lns.calibrate` records them anew.

@@ -12,13 +12,12 @@ import keras
 from tf_lns import keras_hooks
 from tf_lns.config import LNSConfig
 from tf_lns.copying import check_model, plain_copy
-from tf_lns.layers.container import convert, is_wrapped, lns_class_for
+from tf_lns.layers.container import convert, is_lns_kind, is_wrapped, lns_layers
 from tf_lns.layers.mixin import LNSMixin
 from tf_lns.layers.registry import plain_class
 from tf_lns.layers.tree import all_layers, children, pairs
 from tf_lns.models import as_lns_model
 from tf_lns.ops.call import choice, flag
-from tf_lns.roles import multiplies_activations
 from tf_lns.variable import LNSVariable
 
 Overrides = Mapping[str, LNSConfig | dict | None] | Callable[[keras.layers.Layer], Any] | None
@@ -74,13 +73,15 @@ def quantize_model(
         )
     rule = _chooser(overrides, model)
     if flag(in_place, "in_place"):
-        if any(isinstance(layer, LNSMixin) for layer in all_layers(model)):
+        if lns_layers(model):
             raise ValueError(
                 "`in_place` converts plain Keras models only. Received: "
                 f"in_place=True and {model.name!r}, which has LNS layers"
             )
-        _check_constraints(model, rule, default)
         copy, partners = model, pairs(model, model)
+        for old, _ in partners:
+            if isinstance(old, keras.Model):
+                keras_hooks.forget_functions(old)  # they hold the float weights
     else:
         copy, partners = plain_copy(model)
     present = {id(new): old for old, new in partners}
@@ -134,29 +135,13 @@ def strip(model: keras.Model, weights: str = "stored") -> keras.Model:
     check_model(model)
     choice(weights, "weights", ("stored", "seen"))
     clone, _ = plain_copy(model, seen=weights == "seen")
-    left = [layer.name for layer in all_layers(clone) if isinstance(layer, LNSMixin)]
+    left = [layer.name for layer in lns_layers(clone)]
     if left:
         raise ValueError(
             f"`model` makes LNS layers in its own constructor: {left}. Keras rebuilds it with "
             "them; give it plain layers and use quantize_model."
         )
     return clone
-
-
-def _check_constraints(model: keras.Model, rule: Callable, default: LNSConfig) -> None:
-    """Raises before anything is changed where an integer weight could not have its constraint."""
-    for layer in all_layers(model):
-        if lns_class_for(layer) is None or rule(layer, default) is None:
-            continue
-        for variable in keras_hooks.own_variables(layer):
-            constraint = getattr(variable, "constraint", None)
-            weight = multiplies_activations(variable)
-            if weight and constraint and not getattr(constraint, "keeps_lns_grid", False):
-                raise ValueError(
-                    f"{variable.path} has a constraint, which would move an integer weight off "
-                    f"its grid. Received: constraint={constraint!r}. Leave layer {layer.name!r} "
-                    "float with `overrides`, or drop the constraint."
-                )
 
 
 def _compile_alike(source: keras.Model, target: keras.Model) -> None:
@@ -195,8 +180,7 @@ def _chooser(overrides: Overrides, model: keras.Model) -> Callable:
     if callable(overrides):
 
         def by_function(layer: keras.layers.Layer, inherited: LNSConfig | None) -> LNSConfig | None:
-            is_lns = isinstance(layer, LNSMixin) or lns_class_for(layer) is not None
-            if inherited is None or not (is_lns or not children(layer)):
+            if inherited is None or (children(layer) and not is_lns_kind(layer)):
                 return inherited  # a model, or a wrapper: its layers are asked
             chosen = overrides(layer)
             return None if chosen is None else LNSConfig.get(chosen)

@@ -137,17 +137,29 @@ def copy_state(partners: list[tuple], seen: bool = False) -> None:
         mine, theirs = keras_hooks.own_variables(old), keras_hooks.own_variables(new)
         for a, b in zip(mine, theirs, strict=True):
             keras_hooks.name_alike(b, a)
-        if not isinstance(old, LNSMixin):
-            copy_plain(old, new)
-            continue
-        for a, b in zip(mine, theirs, strict=True):
-            if isinstance(a, LNSVariable):
-                b.assign(a.cell.read(a.cell.seen) if seen else a.cell.read())
-            else:
-                b.assign(a.value)
+        copy_layer(old, new, seen)
 
 
-def copy_plain(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
+def copy_layer(old: keras.layers.Layer, new: keras.layers.Layer, seen: bool = False) -> None:
+    """Copies the values of a layer's own variables to a partner that may be plain or LNS.
+
+    Args:
+        old: Layer to copy from.
+        new: Its partner.
+        seen: Take integer weights as the forward pass sees them.
+    """
+    if not isinstance(old, LNSMixin) and not isinstance(new, LNSMixin):
+        _copy_plain(old, new)
+        return
+    mine, theirs = keras_hooks.own_variables(old), keras_hooks.own_variables(new)
+    for a, b in zip(mine, theirs, strict=True):
+        if isinstance(a, LNSVariable):
+            b.assign(a.cell.read(a.cell.seen if seen else None))
+        else:
+            b.assign(a.value)
+
+
+def _copy_plain(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     """Copies what a file would hold: variables and assets such as vocabularies."""
     if keras_hooks.own_variables(old):
         store: dict[str, Any] = {}

@@ -15,9 +15,8 @@ import numpy as np
 
 from tf_lns import keras_hooks
 from tf_lns.config import LNSConfig
-from tf_lns.copying import check_model, copy_plain, plain_copy
-from tf_lns.layers.container import convert
-from tf_lns.layers.mixin import LNSMixin
+from tf_lns.copying import check_model, copy_layer, plain_copy
+from tf_lns.layers.container import convert, lns_layers
 from tf_lns.layers.tree import all_layers, pairs
 from tf_lns.variable import LNSVariable
 
@@ -59,11 +58,13 @@ def load_weights(model: keras.Model, filepath: Any, **kwargs: Any) -> None:
         raise ValueError(
             f"The weights in {str(filepath)!r} cannot be loaded; the model is as it was.\n"
             f"Read as a file of this model: {as_own}\nRead as a file of its "
-            f"{'plain' if _is_lns(model) else 'LNS'} counterpart: {as_other}"
+            f"{'plain' if lns_layers(model) else 'LNS'} counterpart: {as_other}"
         ) from as_own
     with _all_or_nothing(model):
         for mine, other in partners:
-            _take_over(mine, other)
+            copy_layer(other, mine)
+            for recorded in getattr(mine, "input_ranges", []):
+                recorded.assign(0.0)  # they were of other weights
 
 
 @contextlib.contextmanager
@@ -121,29 +122,12 @@ def _checksum(file: h5py.File) -> int:
     return crc
 
 
-def _is_lns(model: keras.Model) -> bool:
-    return any(isinstance(layer, LNSMixin) for layer in all_layers(model))
-
-
 def _counterpart(model: keras.Model) -> tuple[keras.Model, list[tuple[Any, Any]]]:
     """The plain model of an LNS model, the LNS model of a plain one, and the pairs of layers."""
     other, _ = plain_copy(model)
-    if not _is_lns(model):
+    if not lns_layers(model):
         convert(other, lambda place, layer, around: LNSConfig())
     return other, pairs(model, other)
-
-
-def _take_over(mine: keras.layers.Layer, other: keras.layers.Layer) -> None:
-    """Sets a layer's state to that of its counterpart."""
-    if not isinstance(mine, LNSMixin) and not isinstance(other, LNSMixin):
-        copy_plain(other, mine)
-        return
-    own, values = keras_hooks.own_variables(mine), keras_hooks.own_variables(other)
-    for variable, value in zip(own, values, strict=True):
-        variable.assign(value.numpy())
-    if isinstance(mine, LNSMixin):
-        for recorded in mine.input_ranges:
-            recorded.assign(0.0)
 
 
 @dataclasses.dataclass

@@ -24,6 +24,11 @@ def multiplies_activations(variable: Any) -> bool:
     return role_of(variable.name, variable.shape)
 
 
+def keeps_grid(constraint: Any) -> bool:
+    """Whether a weight on a grid may have this constraint: none, or one that says so itself."""
+    return constraint is None or getattr(constraint, "keeps_lns_grid", False)
+
+
 def role_of(name: str | None, shape: Any) -> bool:
     """`multiplies_activations` of a variable that is still to be made."""
     return len(shape) >= 2 and not _ADDITIVE.search((name or "").split(":")[0])

@@ -21,6 +21,7 @@ import tensorflow as tf
 from tf_lns import keras_hooks, ops, reference
 from tf_lns.formats import LNSFormat
 from tf_lns.ops.variable import assign_variable, read_variable
+from tf_lns.roles import keeps_grid
 
 keras_hooks.register_read_only("LnsReadVariable")
 keras_hooks.register_unvectorized("LnsReadVariable")
@@ -436,7 +437,7 @@ class LNSVariable(keras.Variable):
         return np.asarray(self.numpy(), dtype=dtype)
 
     def _direct_assign(self, value: Any) -> None:
-        value = tf.cast(value, tf.float32)
+        value = tf.cast(tf.convert_to_tensor(value), tf.float32)  # a cast leaves a variable one
         if tf.executing_eagerly():
             self._fit_scale(value)
             for cell in self.cells:
@@ -500,7 +501,7 @@ class LNSVariable(keras.Variable):
 
     @constraint.setter
     def constraint(self, value: Any) -> None:
-        if value is not None and not getattr(value, "keeps_lns_grid", False):
+        if not keeps_grid(value):
             raise ValueError(
                 "A constraint moves weights off the grid of an integer weight and cannot hold "
                 f"there. Received: constraint={value!r} for {self.path}. Leave the layer float "

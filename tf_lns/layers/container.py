@@ -19,10 +19,10 @@ import keras
 
 from tf_lns import keras_hooks
 from tf_lns.config import LNSConfig
-from tf_lns.layers.mixin import LNSMixin, signature_with_training
+from tf_lns.layers.mixin import LNSMixin, becomes_integer, signature_with_training
 from tf_lns.layers.registry import CONTAINER, accepted, keras_class_of, lns_layer_of, plain_class
 from tf_lns.layers.tree import all_layers, children, walk
-from tf_lns.roles import multiplies_activations
+from tf_lns.roles import keeps_grid, multiplies_activations
 
 Choose = Callable[[str, keras.layers.Layer, LNSConfig | None], LNSConfig | None]
 
@@ -48,28 +48,58 @@ def convert(
 
     Returns:
         In words, the layers that have kernels, were meant to be converted and stay float.
+
+    Raises:
+        ValueError: A kernel has a constraint; then nothing has been changed.
     """
-    left: list[str] = []
-    seen: set[int] = set()
+    found: dict[int, tuple[keras.layers.Layer, str, LNSConfig | None]] = {}
 
     def visit(layer: keras.layers.Layer, place: str, around: LNSConfig | None) -> None:
-        if id(layer) in seen:
+        if id(layer) in found:
             return
-        seen.add(id(layer))
         config = choose(place, layer, around)
-        if config is not None and id(layer) in wrapped:
-            wrap(layer, config)
-        elif config is not None and not convert_alone(layer, config, _below(place, overrides)):
-            left.append(f"{layer.name} ({type(layer).__name__})")
+        found[id(layer)] = layer, place, config
         for step, child in children(layer):
             visit(child, f"{place}.{step}" if place else step, config)
-        if isinstance(layer, LNSContainer):
-            layer.note_overrides()
 
     visit(layer, place, around)
-    for inside in [layer, *all_layers(layer)]:
+    for inside, _, config in found.values():
+        is_target = id(inside) in wrapped or lns_class_for(inside) is not None
+        if config is not None and is_target:
+            _check_constraints(inside)
+    left = []
+    for inside, where, config in found.values():
+        if config is not None and id(inside) in wrapped:
+            wrap(inside, config)
+        elif config is not None and not convert_alone(inside, config, _below(where, overrides)):
+            left.append(f"{inside.name} ({type(inside).__name__})")
+    for inside, _, _ in found.values():
         keras_hooks.follow_replacements(inside)
+        if isinstance(inside, LNSContainer):
+            inside.note_overrides()
     return left
+
+
+def _check_constraints(layer: keras.layers.Layer) -> None:
+    """Raises where a variable that becomes an integer has a constraint that it cannot keep."""
+    for variable in keras_hooks.own_variables(layer):
+        constraint = getattr(variable, "constraint", None)
+        if not keeps_grid(constraint) and becomes_integer(variable):
+            raise ValueError(
+                f"{variable.path} has a constraint, which would move an integer weight off "
+                f"its grid. Received: constraint={constraint!r}. Leave layer {layer.name!r} "
+                "float with `overrides`, or drop the constraint."
+            )
+
+
+def is_lns_kind(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is an LNS layer, or is one when it is converted."""
+    return isinstance(layer, LNSMixin) or lns_class_for(layer) is not None
+
+
+def lns_layers(layer: keras.layers.Layer) -> list[Any]:
+    """All LNS layers inside a layer or model, at any depth."""
+    return [inside for inside in all_layers(layer) if isinstance(inside, LNSMixin)]
 
 
 def convert_alone(
@@ -141,10 +171,7 @@ def _makes_layers(layer: keras.layers.Layer) -> bool:
         or type(layer) in (keras.layers.RNN, keras.layers.StackedRNNCells)
         or (is_keras and isinstance(layer, keras.layers.Wrapper))
     )
-    inside = any(
-        isinstance(child, LNSMixin) or lns_class_for(child) is not None
-        for child in all_layers(layer)
-    )
+    inside = any(is_lns_kind(child) for child in all_layers(layer))
     is_own_wrapper = getattr(layer, "stands_for_its_layer", False)
     return not (saves_them or is_own_wrapper) and (inside or not (layer.built or is_keras))
 

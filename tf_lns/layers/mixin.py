@@ -194,12 +194,7 @@ class LNSMixin(keras_hooks.AfterBuild):
     def convert_variables(self) -> None:
         """Turns the layer's float weights into integers, each scale chosen from its values."""
         for variable in keras_hooks.own_variables(self):
-            if (
-                isinstance(variable, LNSVariable)
-                or not multiplies_activations(variable)
-                or keras.backend.standardize_dtype(variable.dtype) != "float32"
-                or not _any_normal(keras_hooks.values_of(variable))
-            ):
+            if not becomes_integer(variable):
                 continue
             new = LNSVariable.from_variable(variable, self.lns_config.storage)
             self._mark(new)
@@ -312,7 +307,7 @@ class LNSMixin(keras_hooks.AfterBuild):
 
         if is_calibrating():
             return own()
-        if isinstance(training, tf.Tensor | tf.Variable | keras.Variable):
+        if is_tensor(training):
             return tf.cond(tf.cast(training, tf.bool), own, lambda: (infer(), tf.constant(0.0)))
         return own() if training else (infer(), None)
 
@@ -472,6 +467,16 @@ class LNSMixin(keras_hooks.AfterBuild):
         return {**super().get_config(), "lns_config": self.lns_config.get_config()}
 
 
+def becomes_integer(variable: keras.Variable) -> bool:
+    """Whether a variable of a layer that is converted becomes an `LNSVariable`."""
+    return (
+        not isinstance(variable, LNSVariable)
+        and multiplies_activations(variable)
+        and keras.backend.standardize_dtype(variable.dtype) == "float32"
+        and _any_normal(keras_hooks.values_of(variable))
+    )
+
+
 def signature_with_training(call: Callable) -> inspect.Signature:
     """The signature of a `call` that takes `training` too, if it does not yet."""
     signature = inspect.signature(call)
@@ -531,6 +536,11 @@ def _running(layer: Any) -> Iterator[_Call]:
         yield _mode.calls[-1]
     finally:
         _mode.calls.pop()
+
+
+def is_tensor(training: Any) -> bool:
+    """Whether `training` is known only when the graph runs."""
+    return isinstance(training, tf.Tensor | tf.Variable | keras.Variable)
 
 
 def _is_integer(x: Any) -> bool:

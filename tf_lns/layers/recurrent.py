@@ -24,7 +24,7 @@ from keras import ops as keras_ops
 
 from tf_lns import keras_hooks
 from tf_lns.layers.container import LNSComposite
-from tf_lns.layers.mixin import LNSMixin, is_calibrating, quantizes_itself
+from tf_lns.layers.mixin import LNSMixin, is_calibrating, is_tensor, quantizes_itself
 from tf_lns.layers.registry import register_layer
 from tf_lns.layers.tree import all_layers
 from tf_lns.variable import forward_reads
@@ -204,8 +204,7 @@ class _Cell(LNSMixin):
         """Activations whose ranges a call records."""
         config = self.lns_config
         records = config.activations is not None and config.activation_scale == "moving"
-        is_tensor = isinstance(training, tf.Tensor | tf.Variable | keras.Variable)
-        if not records or not (is_tensor or training or is_calibrating()):
+        if not records or not (is_tensor(training) or training or is_calibrating()):
             return ()
         return tuple(range(self.recorded_ranges))
 

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tf_lns import ops
 from tf_lns.formats import LNSFormat
-from tf_lns.roles import multiplies_activations
+from tf_lns.roles import keeps_grid, multiplies_activations
 from tf_lns.variable import LNSCell, LNSVariable, weight_scale
 
 KINDS = ("additive", "grid", "cell")
@@ -126,7 +126,7 @@ def _warn_of_zeros(variable: Any) -> None:
 
 def _check_constraint(variable: Any) -> None:
     constraint = getattr(variable, "constraint", None)
-    if constraint is not None and not getattr(constraint, "keeps_lns_grid", False):
+    if not keeps_grid(constraint):
         raise ValueError(
             "A constraint moves weights off the grid of an LNS weight and cannot hold there. "
             f"Received: constraint={constraint!r} for {variable.path}. Drop the constraint, set "
