@@ -67,5 +67,5 @@ $(VENV)/.stamp-demo: $(VENV)/.stamp-base
 	@touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-base
-	$(INSTALL) ".[demo,dev]" -q
+	$(INSTALL) ".[demo,dev,tensorboard]" -q
 	@touch $@ $(VENV)/.stamp-demo

@@ -1,6 +1,6 @@
 """Train Keras models in a logarithmic number system (LNS-Madam, arXiv:2106.13914)."""
 
-from tf_lns import layers, ops, optimizers, quantizers, reference
+from tf_lns import energy, layers, ops, optimizers, quantizers, reference
 from tf_lns.calibrate import calibrate
 from tf_lns.config import LNSConfig
 from tf_lns.convert import quantize_model, strip
@@ -25,6 +25,7 @@ __all__ = [
     "LNSQuantizer",
     "LNSVariable",
     "calibrate",
+    "energy",
     "layers",
     "load_weights",
     "ops",

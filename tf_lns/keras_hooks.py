@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
@@ -44,6 +45,15 @@ variable_accessed = resource_variable_ops.variable_accessed
 
 get_handle_data = resource_variable_ops.get_eager_safe_handle_data
 """What a handle says of the shape and dtype behind it."""
+
+
+def behind_handle(handle: tf.Tensor) -> tuple[int, tf.DType]:
+    """Number of elements and dtype of what a handle stands for; 0 where it does not say."""
+    data = get_handle_data(handle)
+    if data is None or not data.is_set or len(data.shape_and_type) != 1:
+        return 0, tf.float32
+    shape = tf.TensorShape(data.shape_and_type[0].shape)
+    return shape.num_elements() or 0, tf.as_dtype(data.shape_and_type[0].dtype)
 
 
 def float_alias(handle: tf.Tensor, shape: Any) -> tf.Tensor:
@@ -485,3 +495,37 @@ def rnn(step: Callable, inputs: Any, initial_states: Any, **options: Any) -> tup
 
 ConvLSTMCell = conv_lstm.ConvLSTMCell
 """The cell of Keras' ConvLSTM layers, which has no public name."""
+
+
+def function_graph(graph: Any, name: str) -> Any:
+    """The graph of the function that a call, loop or branch of `graph` names."""
+    return graph._get_function(name).graph
+
+
+@contextlib.contextmanager
+def around_methods(
+    methods: list[tuple[type, str]], scope: Callable[[Any], contextlib.AbstractContextManager]
+) -> Iterator[None]:
+    """Inside, calls of methods of classes run within `scope(self)`.
+
+    Args:
+        methods: Classes that define a method, and its name.
+        scope: Makes the context manager of a call from the object whose method it is.
+    """
+    originals = [(cls, name, cls.__dict__[name]) for cls, name in methods]
+
+    def wrap(original: Callable) -> Callable:
+        @functools.wraps(original)
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with scope(self):
+                return original(self, *args, **kwargs)
+
+        return wrapped
+
+    for cls, name, original in originals:
+        setattr(cls, name, wrap(original))
+    try:
+        yield
+    finally:
+        for cls, name, original in originals:
+            setattr(cls, name, original)
