@@ -295,6 +295,12 @@ def test_unknown_operations_are_listed():
     assert counts.macs() == 27
 
 
+def test_a_division_by_a_constant_is_a_multiplication():
+    specs = (tf.TensorSpec((2, 3)), tf.TensorSpec((2, 3)))
+    counts = tally(lambda x, y: (x / y, x / 3.0), specs)
+    assert (counts.count("divide"), counts.count("multiply")) == (6, 6)
+
+
 def test_what_nobody_uses_is_not_counted():
     def step(x):
         tf.matmul(x, x)

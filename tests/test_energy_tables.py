@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tf_lns.energy import tables as module
 from tf_lns.energy.tables import BUILT_IN, EnergyTable, check_table, tables
 
 HOROWITZ, JOUPPI, PAPER = map(EnergyTable.load, BUILT_IN)
@@ -196,7 +195,7 @@ def test_yaml(tmp_path):
 def test_yaml_without_pyyaml(tmp_path, monkeypatch):
     path = tmp_path / "mine.yml"
     path.write_text("name: mine")
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install pyyaml"):
         EnergyTable.load(path)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 
 from tf_lns.energy import recipes, report
+from tf_lns.energy.count import tally as count_step
 from tf_lns.energy.price import Energy, price
 from tf_lns.energy.records import Operand, Record, Traffic
 from tf_lns.energy.tables import BUILT_IN, FLOATS, EnergyTable
@@ -262,6 +263,7 @@ class Comparison:
         samples: Samples per step.
         name: Name of the model.
         notes: What was assumed, in sentences.
+        period: What they are energies of, see `Tally.period`.
     """
 
     rows: tuple[Entry, ...]
@@ -270,6 +272,7 @@ class Comparison:
     samples: int = 1
     name: str = ""
     notes: tuple[str, ...] = ()
+    period: str = "step"
 
     def entry(self, table: str | EnergyTable, format: str | LNSFormat) -> Entry:
         """The entry of one table and format.
@@ -407,9 +410,7 @@ def compare(
             raise ValueError("`batch` must be None with a Tally, whose step is counted already.")
         counts = model
     else:
-        from tf_lns.energy.count import tally as count
-
-        counts = count(model, batch)
+        counts = count_step(model, batch)
     formats = _several("formats", formats, str | LNSFormat)
     chosen = _several("tables", BUILT_IN if tables is None else tables, _TABLE)
     loaded = [EnergyTable.load(table) for table in chosen]
@@ -434,6 +435,7 @@ def compare(
         samples=counts.samples,
         name=counts.name,
         notes=notes,
+        period=counts.period,
     )
 
 

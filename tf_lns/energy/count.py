@@ -336,7 +336,7 @@ class _Counter:
 
     def _record(self, frame: Frame, op: Any, inputs: list[Flow], context: _Context) -> None:
         try:
-            counts = rules.counts_of(op)
+            counts = rules.counts_of(op, [flow.constant for flow in inputs])
             if isinstance(counts, rules.Product):
                 self._record_product(frame, op, counts, inputs, context)
                 return

@@ -248,6 +248,7 @@ class Energy:
         memory: Energy of all traffic if it went to one memory level, by level.
         samples: Samples per step.
         name: Name of the model.
+        period: What it is the energy of, see `Tally.period`.
     """
 
     table: EnergyTable
@@ -256,6 +257,7 @@ class Energy:
     memory: dict[str, Cost] = dataclasses.field(default_factory=dict)
     samples: int = 1
     name: str = ""
+    period: str = "step"
 
     @functools.cached_property
     def total_pj(self) -> float:
@@ -315,8 +317,9 @@ class Energy:
     def __repr__(self) -> str:
         left_out = f", {len(self.unpriced)} unpriced" if self.unpriced else ""
         return (
-            f"<Energy {human_energy(self.total_pj)} per step ({human_energy(self.low_pj)} to "
-            f"{human_energy(self.high_pj)}), table {self.table.name}{left_out}>"
+            f"<Energy {human_energy(self.total_pj)} per {self.period} "
+            f"({human_energy(self.low_pj)} to {human_energy(self.high_pj)}), table "
+            f"{self.table.name}{left_out}>"
         )
 
     def __str__(self) -> str:
@@ -327,7 +330,7 @@ class Energy:
             else ""
         )
         return (
-            f"{human_energy(self.total_pj)} per step ({human_energy(self.low_pj)} to "
+            f"{human_energy(self.total_pj)} per {self.period} ({human_energy(self.low_pj)} to "
             f"{human_energy(self.high_pj)}){samples}, arithmetic only, table "
             f"{self.table.name}{left_out}"
         )
@@ -340,6 +343,7 @@ class Energy:
             "table": self.table.name,
             "source": dict(self.table.source),
             "samples": self.samples,
+            "period": self.period,
             "total_pj": self.total_pj,
             "low_pj": self.low_pj,
             "high_pj": self.high_pj,
@@ -431,7 +435,13 @@ def price(tally: Tally, table: str | pathlib.Path | EnergyTable = "horowitz-45nm
         for (what, reason), group in missing.items()
     ]
     return Energy(
-        table, tuple(records), tuple(gaps), _memory(tally, table), tally.samples, tally.name
+        table=table,
+        records=tuple(records),
+        unpriced=tuple(gaps),
+        memory=_memory(tally, table),
+        samples=tally.samples,
+        name=tally.name,
+        period=tally.period,
     )
 
 

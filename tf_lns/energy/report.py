@@ -73,7 +73,9 @@ def layer_table(energy: Energy, limit: int | None = None) -> Table:
         rest = [name for name in layers if name not in top]
         layers = [name for name in layers if name in top]
     passes = [p for p in PASSES if p in energy.by_pass]
-    table = _table(f"Energy of a step{f' of {energy.name}' if energy.name else ''}", energy)
+    table = _table(
+        f"Energy of a {energy.period}{f' of {energy.name}' if energy.name else ''}", energy
+    )
     table.add_column("layer", overflow="fold")
     for name in (*passes, "total", "share"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -188,7 +190,9 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     first = comparison.formats[0]
     result = []
     for name in comparison.table_names:
-        title = f"Energy of a step{f' of {comparison.name}' if comparison.name else ''}"
+        title = (
+            f"Energy of a {comparison.period}{f' of {comparison.name}' if comparison.name else ''}"
+        )
         gaps = (
             gap
             for row in comparison.rows
@@ -196,11 +200,11 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
             for gap in row.energy.unpriced
         )
         table = _plain(f"{title}, table {name}", _unpriced_text(gaps))
-        table.add_column("products in")
+        table.add_column("format", no_wrap=True)
         for column in (
             "products",
             "conversions",
-            "element-wise",
+            "all else",
             "total",
             "low to high",
             f"to {first}",
@@ -228,7 +232,7 @@ def _table(title: str, energy: Energy) -> Table:
     """An empty table whose caption names the energy table, the range and the gaps."""
     samples = f", {human_energy(energy.per_sample_pj)} per sample" if energy.samples > 1 else ""
     lines = [
-        f"{human_energy(energy.total_pj)} per step ({human_energy(energy.low_pj)} to "
+        f"{human_energy(energy.total_pj)} per {energy.period} ({human_energy(energy.low_pj)} to "
         f"{human_energy(energy.high_pj)}){samples}, arithmetic only. Table {energy.table.name}: "
         f"{energy.table.title}."
     ]

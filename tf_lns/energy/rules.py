@@ -559,8 +559,13 @@ FORMATTED: dict[str, Callable[[Any], list[FormattedCount]]] = {
 """Operations whose counts name formats of their own."""
 
 
-def counts_of(op: Any) -> Product | list[FormattedCount] | None:
+def counts_of(op: Any, constant: Sequence[bool]) -> Product | list[FormattedCount] | None:
     """What one execution of an operation costs; None for a type that no rule knows.
+
+    Args:
+        op: The operation.
+        constant: Of each input, whether it is the same in every step. A division by a
+            constant is a multiplication by its reciprocal.
 
     Raises:
         UnknownShapeError: A shape that is needed is not known.
@@ -568,6 +573,8 @@ def counts_of(op: Any) -> Product | list[FormattedCount] | None:
     if op.type in FORMATTED:
         return FORMATTED[op.type](op)
     counts = PRODUCTS[op.type](op) if op.type in PRODUCTS else float_counts(op)
+    if op.type in ("RealDiv", "Div") and constant[1] and op.outputs[0].dtype.is_floating:
+        counts = [("multiply", elements(op.outputs[0]))]
     if counts is None or isinstance(counts, Product):
         return counts
     return [(kind, (_arithmetic(op),), n) for kind, n in counts]

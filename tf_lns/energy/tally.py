@@ -27,6 +27,7 @@ class Tally:
             mean equal counts.
         notes: What was assumed while counting, in sentences.
         name: The model's name.
+        period: What was counted: `"step"`, or `"run"` for all steps of a training run.
     """
 
     records: tuple[Record, ...]
@@ -37,6 +38,7 @@ class Tally:
     signature: str = ""
     notes: tuple[str, ...] = ()
     name: str = ""
+    period: str = "step"
 
     def macs(self, pass_: str | None = None, layer: str | None = None) -> float:
         """Multiply-accumulates per step.

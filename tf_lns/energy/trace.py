@@ -143,8 +143,8 @@ def _inputs_of(data: Any) -> Any:
     return data[0] if isinstance(data, tuple) else data
 
 
-def _specification(value: Any) -> tf.TensorSpec:
-    if isinstance(value, tf.TensorSpec):
+def _specification(value: Any) -> tf.TensorSpec | None:
+    if value is None or isinstance(value, tf.TensorSpec):
         return value
     if isinstance(value, tf.Tensor | tf.Variable):
         return tf.TensorSpec(value.shape, value.dtype)
@@ -159,9 +159,13 @@ def _specification(value: Any) -> tf.TensorSpec:
     return tf.TensorSpec(array.shape, array.dtype)
 
 
+def _leaves(specs: Any) -> list[tf.TensorSpec]:
+    return [spec for spec in tf.nest.flatten(specs) if spec is not None]
+
+
 def _specifications(batch: Any) -> Any:
     specs = tf.nest.map_structure(_specification, batch)
-    for spec in tf.nest.flatten(specs):
+    for spec in _leaves(specs):
         if not spec.shape.is_fully_defined():
             raise ValueError(
                 "`batch` must have a known shape. "
@@ -300,11 +304,9 @@ def _update_scope(optimizer: Any) -> Iterator[None]:
         yield
 
 
-def _trace(
-    step: Callable[[Any], Any], specs: Any, model: Any, notes: tuple[str, ...] = ()
-) -> Trace:
-    """Traces `step(data)` for data of the given specifications."""
-    specs = _specifications(specs)
+@contextlib.contextmanager
+def _scopes(model: Any) -> Iterator[_Paths]:
+    """Inside, layers and optimizers run within name scopes that tell which they are."""
     paths = _Paths(model)
     layers, updates = [], []
     for _, module in _model_classes():
@@ -312,6 +314,18 @@ def _trace(
         name = "apply" if module is keras else "apply_gradients"
         owner = next(c for c in module.optimizers.Optimizer.__mro__ if name in vars(c))
         updates.append((owner, name))
+    with (
+        keras_hooks.around_methods(layers, paths.scope),
+        keras_hooks.around_methods(updates, _update_scope),
+    ):
+        yield paths
+
+
+def _trace(
+    step: Callable[[Any], Any], specs: Any, model: Any, notes: tuple[str, ...] = ()
+) -> Trace:
+    """Traces `step(data)` for data of the given specifications."""
+    specs = _specifications(specs)
     strategy: Any = getattr(model, "distribute_strategy", None)
     replicas = strategy.num_replicas_in_sync if strategy is not None else 1
 
@@ -319,18 +333,15 @@ def _trace(
     def run(data: Any) -> Any:
         return step(data) if replicas == 1 else strategy.run(step, args=(data,))
 
-    with (
-        keras_hooks.around_methods(layers, paths.scope),
-        keras_hooks.around_methods(updates, _update_scope),
-    ):
+    with _scopes(model) as paths:
         try:
             concrete = tf.function(run).get_concrete_function(specs)
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-            shapes = tf.nest.map_structure(lambda s: f"{s.dtype.name}{list(s.shape)}", specs)
+            shapes = [f"{s.dtype.name}{list(s.shape)}" for s in _leaves(specs)]
             raise ValueError(
                 f"A step on a batch of {shapes} cannot be traced: {str(error).strip()}"
             ) from error
-    first = tf.nest.flatten(_inputs_of(specs))[0]
+    first = _leaves(specs)[0]
     samples = int(first.shape[0]) if first.shape.rank else 1
     optimizer = getattr(model, "optimizer", None)
     accumulation = getattr(optimizer, "gradient_accumulation_steps", None) or 1
@@ -346,12 +357,74 @@ def _trace(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class PrunableStep:
+    """A traced training step of which parts can be computed by themselves.
+
+    Attributes:
+        trace: The step.
+        function: Its `prune(inputs, fetches)` makes a function of the batch.
+        inputs: Tensors of the graph that stand for the batch.
+    """
+
+    trace: Trace
+    function: Any
+    inputs: tuple[Any, ...]
+
+
+def prunable_step(model: Any, batch: Any) -> PrunableStep:
+    """Traces one training step on one device so that parts of it can be computed.
+
+    Args:
+        model: A compiled Keras model.
+        batch: What one step is given, see `tf_lns.energy.tally`.
+
+    Raises:
+        ValueError: The batch does not fit the model.
+    """
+    specs = _batch_for(model, batch)
+    _build(model, specs)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    flat = _leaves(specs)
+
+    @tf.autograph.experimental.do_not_convert
+    def run(*leaves: Any) -> Any:
+        rest = iter(leaves)
+        full = [None if spec is None else next(rest) for spec in tf.nest.flatten(specs)]
+        return model.train_step(tf.nest.pack_sequence_as(specs, full))
+
+    with _scopes(model) as paths:
+        function = tf.compat.v1.wrap_function(run, flat)
+    captured = {id(internal) for _, internal in function.graph.captures}
+    step = Trace(
+        graph=function.graph,
+        paths=tuple(paths.found),
+        variables=(),
+        samples=int(flat[0].shape[0]) if flat[0].shape.rank else 1,
+        signature=signature(specs, model),
+        name=str(model.name),
+    )
+    inputs = tuple(x for x in function.graph.inputs if id(x) not in captured)
+    return PrunableStep(step, function, inputs)
+
+
+def tensors_of(batch: Any) -> list[tf.Tensor]:
+    """The arrays of a batch as tensors, in order, in the dtypes in which Keras feeds them."""
+    leaves = [x for x in tf.nest.flatten(batch) if x is not None]
+    return [tf.cast(tf.convert_to_tensor(x), _leaves(_specification(x))[0].dtype) for x in leaves]
+
+
 def signature(specs: Any, model: Any) -> str:
     """Text that is equal for steps with equal counts: shapes, dtypes and what is trained."""
     shapes = ", ".join(
-        f"{spec.dtype.name}[{','.join(map(str, spec.shape))}]" for spec in tf.nest.flatten(specs)
+        f"{spec.dtype.name}[{','.join(map(str, spec.shape))}]" for spec in _leaves(specs)
     )
     if not _is_model(model):
         return shapes
-    trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    return f"{shapes}; {trained} parameters trained"
+    return f"{shapes}; {trained_parameters(model)} parameters trained"
+
+
+def trained_parameters(model: Any) -> int:
+    """Number of parameters that a model trains."""
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)

@@ -1,0 +1,195 @@
+"""What low-bit formats do to the tensors of a step: share saturated, underflowed, zero.
+
+The training step is traced once more, and of its graph only what enters the quantizers is
+computed: nothing is updated, no statistics move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_lns import keras_hooks
+from tf_lns.energy import rules, trace
+from tf_lns.energy.events import TensorNumerics
+from tf_lns.formats import LNSFormat
+from tf_lns.layers.tree import children
+from tf_lns.variable import LNSVariable, stored_reads
+
+_BIAS = 127
+_INFINITE = 255
+
+
+def weight_numerics(model: Any) -> list[TensorNumerics]:
+    """Numerics of the integer weights of a model, in their storage format."""
+    return [_of_codes(path, variable) for path, variable in _integer_weights(model)]
+
+
+def _integer_weights(model: Any) -> list[tuple[str, LNSVariable]]:
+    """The integer weights of a model with the paths of their layers, each once."""
+    found: dict[int, tuple[str, LNSVariable]] = {}
+
+    def visit(layer: Any, path: str) -> None:
+        for variable in keras_hooks.own_variables(layer):
+            if isinstance(variable, LNSVariable):
+                found.setdefault(id(variable), (path, variable))
+        for _, child in children(layer):
+            visit(child, f"{path}/{child.name}".lstrip("/"))
+
+    visit(model, "")
+    return list(found.values())
+
+
+def _of_codes(layer: str, variable: LNSVariable) -> TensorNumerics:
+    codes = np.asarray(variable.codes)
+    format = variable.format
+    scale = float(variable.scale)
+    with stored_reads():
+        exponents = _exponents(np.asarray(variable.numpy(), np.float32))
+    first, counts = _trimmed(np.bincount(exponents, minlength=_INFINITE + 1))
+    magnitudes = np.abs(codes.astype(np.int32))
+    return TensorNumerics(
+        tensor=variable.path,
+        layer=layer,
+        role="weights",
+        format=str(format),
+        elements=codes.size,
+        saturated=float(np.mean(magnitudes == format.max_code)),
+        underflowed=float(np.mean(magnitudes == 1)),
+        zero=float(np.mean(magnitudes == 0)),
+        first=first,
+        counts=counts,
+        smallest=float(np.log2(scale)),
+        largest=float(np.log2(scale) + format.octaves),
+    )
+
+
+def _exponents(x: np.ndarray) -> np.ndarray:
+    """Biased binary exponents; 0 for zeros and denormals."""
+    return (np.ascontiguousarray(x).view(np.uint32).ravel() >> 23 & 0xFF).astype(np.int64)
+
+
+def _trimmed(counts: np.ndarray) -> tuple[int, tuple[int, ...]]:
+    """First exponent and counts of a histogram of biased exponents, without empty ends."""
+    counts = counts[1:_INFINITE]
+    (used,) = np.nonzero(counts)
+    if not len(used):
+        return 0, ()
+    first, last = int(used[0]), int(used[-1])
+    return first + 1 - _BIAS, tuple(map(int, counts[first : last + 1]))
+
+
+class StepNumerics:
+    """Numerics of what enters the quantizers of a training step.
+
+    Args:
+        model: A compiled Keras model.
+        batch: Data of one step, as `tf_lns.energy.tally` takes it.
+    """
+
+    def __init__(self, model: Any, batch: Any):
+        step = trace.prunable_step(model, batch)
+        self._data = trace.tensors_of(batch)
+        layers = {id(v.handle): path for path, v in _integer_weights(model)}
+        weights = {
+            internal.name: layers[id(external)]
+            for external, internal in step.trace.graph.captures
+            if id(external) in layers
+        }
+        self._found: list[tuple[str, str, str, str]] = []
+        fetches: list[tf.Tensor] = []
+        with step.trace.graph.as_default():
+            for op in step.trace.graph.get_operations():
+                tap = _tap(op)
+                if tap is None:
+                    continue
+                values, scale, format, role = tap
+                layer = weights.get(op.inputs[0].name) or step.trace.layer_of(op.name) or ""
+                self._found.append((op.name, layer, role, format))
+                fetches += _statistics(values, scale, LNSFormat.parse(format))
+        self._compute = step.function.prune(step.inputs, fetches) if fetches else None
+
+    def __call__(self) -> list[TensorNumerics]:
+        """Computes them for the model as it is now."""
+        if self._compute is None:
+            return []
+        results = [x.numpy() for x in self._compute(*self._data)]
+        found = []
+        for i, (name, layer, role, format) in enumerate(self._found):
+            size, saturated, underflowed, zero, scale, histogram = results[6 * i : 6 * i + 6]
+            first, counts = _trimmed(histogram)
+            smallest = float(np.log2(scale))
+            n = max(1, int(size))
+            found.append(
+                TensorNumerics(
+                    tensor=f"{layer or name}/{role}",
+                    layer=layer,
+                    role=role,
+                    format=format,
+                    elements=int(size),
+                    saturated=float(saturated / n),
+                    underflowed=float(underflowed / n),
+                    zero=float(zero / n),
+                    first=first,
+                    counts=counts,
+                    smallest=smallest,
+                    largest=smallest + LNSFormat.parse(format).octaves,
+                )
+            )
+        return _unique(found)
+
+
+def _unique(found: list[TensorNumerics]) -> list[TensorNumerics]:
+    """Numbers tensors of one layer and role."""
+    seen: dict[str, int] = {}
+    named = []
+    for entry in found:
+        seen[entry.tensor] = seen.get(entry.tensor, 0) + 1
+        n = seen[entry.tensor]
+        named.append(entry if n == 1 else dataclasses.replace(entry, tensor=f"{entry.tensor} {n}"))
+    return named
+
+
+def _tap(op: Any) -> tuple[Any, Any, str, str] | None:
+    """What a quantizer is given: values, their scale, the format and the role."""
+    if op.type == "LnsQuantizeDynamic":
+        role = "errors" if trace.is_backward(op.name) else "activations"
+        return op.inputs[0], op.outputs[1], str(rules.result_format(op)), role
+    if op.type == "LnsQuantize":
+        role = "errors" if trace.is_backward(op.name) else "activations"
+        return op.inputs[0], op.inputs[1], str(rules.result_format(op)), role
+    if op.type == "LnsApplyMadam" and op.get_attr("grad_bits"):
+        return op.inputs[4], op.inputs[5], str(rules.consumed_format(op)), "gradients"
+    return None
+
+
+def _statistics(values: Any, scale: Any, format: LNSFormat) -> list[Any]:
+    """Number of elements, saturated, underflowed and zero ones, scale, histogram of exponents."""
+    magnitude = tf.abs(tf.cast(values, tf.float32))
+    # A scale per channel: the last axes of the values; a scale per vector is left at its mean
+    if scale.shape.rank and not _broadcasts(scale, values):
+        scale = tf.reduce_mean(scale)
+    largest = scale * tf.constant(2.0**format.octaves, tf.float32)
+    half_step = tf.constant(2.0 ** (0.5 / format.base_factor), tf.float32)
+    bits = tf.bitwise.right_shift(tf.bitcast(magnitude, tf.int32), 23)
+    zero = bits == 0  # denormals count as zero
+    return [
+        tf.size(values, tf.int64),
+        tf.math.count_nonzero(magnitude >= largest * half_step),
+        tf.math.count_nonzero((magnitude < scale / half_step) & ~zero),
+        tf.math.count_nonzero(zero),
+        tf.reduce_min(scale),
+        tf.math.bincount(tf.reshape(bits, (-1,)), minlength=_INFINITE + 1, dtype=tf.int64),
+    ]
+
+
+def _broadcasts(scale: Any, values: Any) -> bool:
+    return scale.shape.rank <= values.shape.rank and all(
+        a in (1, b)
+        for a, b in zip(
+            reversed(scale.shape.as_list()), reversed(values.shape.as_list()), strict=False
+        )
+    )
