@@ -826,3 +826,11 @@ def test_formats_too_wide_for_float32_are_refused():
     for name, format in (("weights", "lns8:1"), ("activations", "lns9:2"), ("storage", "lns9:1")):
         with pytest.raises(ValueError, match=f"`{name}` may span at most"):
             LNSConfig(**{name: format})
+
+
+def test_a_step_reads_an_embedding_table_once():
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), layers.LNSEmbedding(11, 4)])
+    step = tf.function(lambda ids: model(ids, training=True))
+    graph = step.get_concrete_function(tf.TensorSpec((5, 3), tf.int32)).graph
+    reads = [op for op in graph.get_operations() if op.type == "LnsReadVariable"]
+    assert len(reads) == 1

@@ -42,6 +42,11 @@ def forward_reads() -> Iterator[None]:
         _forward.on = previous
 
 
+def reads_forward() -> bool:
+    """Whether this is inside `forward_reads`."""
+    return getattr(_forward, "on", False)
+
+
 @contextlib.contextmanager
 def stored_reads() -> Iterator[None]:
     """Inside, `LNSVariable.value` is the stored weight, also within `forward_reads`."""

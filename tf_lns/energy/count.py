@@ -111,7 +111,7 @@ class _Account:
         n, size, layers = self._unpriced.get(op, (0, 0, []))
         self._unpriced[op] = (n + runs, size + elements, [*layers, layer])
 
-    def finished(self) -> dict[str, tuple]:
+    def finished(self) -> dict[str, Any]:
         """The sums as records."""
         return {
             "records": tuple(

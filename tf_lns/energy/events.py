@@ -57,8 +57,10 @@ class TensorNumerics:
         first: Exponent of the first entry of `counts`.
         counts: `counts[i]` values have 2^(first + i) <= |x| < 2^(first + i + 1). Zeros are
             in none of them.
-        smallest: log2 of the smallest magnitude of the format, None if unknown.
-        largest: log2 of the largest magnitude of the format, None if unknown.
+        smallest: log2 of the smallest magnitude of the format, None if unknown; where each
+            channel has a scale, that of the smallest scale.
+        largest: log2 of the largest magnitude of the format, None if unknown; where each
+            channel has a scale, that of the largest scale.
     """
 
     tensor: str

@@ -369,7 +369,9 @@ def float_counts(op: Any) -> list[Count] | None:
     if kind in ("AddN", "AddV2") and op.outputs[0].dtype.name == "variant":
         return []  # lists of a loop's gradients: each item comes once
     if kind in _PER_RESULT:
-        size = max(map(elements, [*_arrays(op.inputs), *op.outputs[:1]]), default=0)
+        # Inputs of unknown shape are what the operation keeps for itself.
+        known = [x for x in _arrays(op.inputs) if x.shape.is_fully_defined()]
+        size = max(map(elements, [*known, *op.outputs[:1]]), default=0)
         return [(name, n * size) for name, n in _PER_RESULT[kind].items()]
     if kind in _REDUCTIONS:
         return _reduction(op)

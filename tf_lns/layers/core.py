@@ -6,9 +6,11 @@ import re
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tf_lns.layers.mixin import LNSMixin
 from tf_lns.layers.registry import register_layer
+from tf_lns.variable import reads_forward
 
 
 @register_layer(keras.layers.Dense)
@@ -36,8 +38,18 @@ class LNSEinsumDense(LNSMixin, keras.layers.EinsumDense):
         return axes if neighbours else axes[-1:]
 
 
+class _Table(LNSMixin):
+    """A layer with an embedding table, which a call reads and decodes but once."""
+
+    @property
+    def embeddings(self) -> Any:
+        """The table; within a call its value, as Keras' look-up uses it twice."""
+        table = super().embeddings
+        return tf.convert_to_tensor(table) if reads_forward() else table
+
+
 @register_layer(keras.layers.Embedding)
-class LNSEmbedding(LNSMixin, keras.layers.Embedding):
+class LNSEmbedding(_Table, keras.layers.Embedding):
     """`keras.layers.Embedding` with an integer table; arguments as there and `lns_config`.
 
     Token ids are integers and never quantized; the rows read are Q_W of the table.
@@ -50,7 +62,7 @@ class LNSEmbedding(LNSMixin, keras.layers.Embedding):
 if hasattr(keras.layers, "ReversibleEmbedding"):
 
     @register_layer(keras.layers.ReversibleEmbedding)
-    class LNSReversibleEmbedding(LNSMixin, keras.layers.ReversibleEmbedding):
+    class LNSReversibleEmbedding(_Table, keras.layers.ReversibleEmbedding):
         """`keras.layers.ReversibleEmbedding` in LNS; one more argument, `lns_config`.
 
         Called with ``reverse=True`` it is a product, whose input goes through Q_A.
