@@ -92,7 +92,8 @@ class _Account:
     def add(self, record: Record) -> None:
         """Adds operations."""
         if record.count:
-            self._records[dataclasses.astuple(dataclasses.replace(record, count=0))] += record.count
+            r = record
+            self._records[(r.layer, r.pass_, r.kind, r.formats, r.reduction, r.op)] += r.count
 
     def move(
         self, layer: str, pass_: str, role: str, direction: str, format_: str, elements: float
@@ -115,8 +116,8 @@ class _Account:
         """The sums as records."""
         return {
             "records": tuple(
-                dataclasses.replace(Record(*key), count=_whole(n))
-                for key, n in self._records.items()
+                Record(layer, pass_, kind, formats, _whole(n), reduction, op)
+                for (layer, pass_, kind, formats, reduction, op), n in self._records.items()
             ),
             "traffic": tuple(Traffic(*(*key, _whole(n))) for key, n in self._traffic.items()),
             "operands": tuple(

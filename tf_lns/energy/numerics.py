@@ -119,9 +119,9 @@ class StepNumerics:
         results = [x.numpy() for x in self._compute(*self._data)]
         found = []
         for i, (name, layer, role, format) in enumerate(self._found):
-            size, saturated, underflowed, zero, scale, histogram = results[6 * i : 6 * i + 6]
+            size, saturated, underflowed, zero, scales, histogram = results[6 * i : 6 * i + 6]
             first, counts = _trimmed(histogram)
-            smallest = float(np.log2(scale))
+            smallest, top_scale = np.log2(scales)
             n = max(1, int(size))
             found.append(
                 TensorNumerics(
@@ -135,8 +135,8 @@ class StepNumerics:
                     zero=float(zero / n),
                     first=first,
                     counts=counts,
-                    smallest=smallest,
-                    largest=smallest + LNSFormat.parse(format).octaves,
+                    smallest=float(smallest),
+                    largest=float(top_scale + LNSFormat.parse(format).octaves),
                 )
             )
         return _unique(found)
@@ -167,7 +167,7 @@ def _tap(op: Any) -> tuple[Any, Any, str, str] | None:
 
 
 def _statistics(values: Any, scale: Any, format: LNSFormat) -> list[Any]:
-    """Number of elements, saturated, underflowed and zero ones, scale, histogram of exponents."""
+    """Number of elements, saturated, underflowed, zero ones, range of scales, histogram."""
     magnitude = tf.abs(tf.cast(values, tf.float32))
     # A scale per channel: the last axes of the values; a scale per vector is left at its mean
     if scale.shape.rank and not _broadcasts(scale, values):
@@ -181,7 +181,7 @@ def _statistics(values: Any, scale: Any, format: LNSFormat) -> list[Any]:
         tf.math.count_nonzero(magnitude >= largest * half_step),
         tf.math.count_nonzero((magnitude < scale / half_step) & ~zero),
         tf.math.count_nonzero(zero),
-        tf.reduce_min(scale),
+        tf.stack([tf.reduce_min(scale), tf.reduce_max(scale)]),
         tf.math.bincount(tf.reshape(bits, (-1,)), minlength=_INFINITE + 1, dtype=tf.int64),
     ]
 
