@@ -10,7 +10,7 @@ import tf_lns
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-GUIDE = ["quickstart", "formats", "layers", "loops", "saving"]
+GUIDE = ["quickstart", "formats", "layers", "loops", "saving", "energy"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -119,9 +119,8 @@ class StepNumerics:
         results = [x.numpy() for x in self._compute(*self._data)]
         found = []
         for i, (name, layer, role, format) in enumerate(self._found):
-            size, saturated, underflowed, zero, scales, histogram = results[6 * i : 6 * i + 6]
+            size, saturated, underflowed, zero, least, largest, histogram = results[7 * i :][:7]
             first, counts = _trimmed(histogram)
-            smallest, top_scale = np.log2(scales)
             n = max(1, int(size))
             found.append(
                 TensorNumerics(
@@ -135,8 +134,8 @@ class StepNumerics:
                     zero=float(zero / n),
                     first=first,
                     counts=counts,
-                    smallest=float(smallest),
-                    largest=float(top_scale + LNSFormat.parse(format).octaves),
+                    smallest=float(np.log2(least)),
+                    largest=float(np.log2(largest) + LNSFormat.parse(format).octaves),
                 )
             )
         return _unique(found)
@@ -154,24 +153,34 @@ def _unique(found: list[TensorNumerics]) -> list[TensorNumerics]:
 
 
 def _tap(op: Any) -> tuple[Any, Any, str, str] | None:
-    """What a quantizer is given: values, their scale, the format and the role."""
-    if op.type == "LnsQuantizeDynamic":
+    """What a quantizer is given: values, their scales as they broadcast, format and role."""
+    if op.type in ("LnsQuantizeDynamic", "LnsQuantize"):
+        values = op.inputs[0]
+        scale = op.outputs[1] if op.type == "LnsQuantizeDynamic" else op.inputs[1]
         role = "errors" if trace.is_backward(op.name) else "activations"
-        return op.inputs[0], op.outputs[1], str(rules.result_format(op)), role
-    if op.type == "LnsQuantize":
-        role = "errors" if trace.is_backward(op.name) else "activations"
-        return op.inputs[0], op.inputs[1], str(rules.result_format(op)), role
+        scale = _spread(scale, values, op.get_attr("axis"), op.get_attr("vector_size"))
+        return values, scale, str(rules.result_format(op)), role
     if op.type == "LnsApplyMadam" and op.get_attr("grad_bits"):
-        return op.inputs[4], op.inputs[5], str(rules.consumed_format(op)), "gradients"
+        scale = _spread(op.inputs[5], op.inputs[4], op.get_attr("grad_axis"), 0)
+        return op.inputs[4], scale, str(rules.consumed_format(op)), "gradients"
     return None
+
+
+def _spread(scale: Any, values: Any, axis: list[int], vector_size: int) -> Any:
+    """Scales in a shape that broadcasts against the values."""
+    if vector_size:
+        return tf.repeat(scale, vector_size, axis[0])[
+            tuple(slice(0, n) for n in values.shape)  # the last vector may be short
+        ]
+    if not axis:
+        return scale
+    shape = tf.shape(values)
+    return tf.reshape(scale, [shape[i] if i in axis else 1 for i in range(values.shape.rank)])
 
 
 def _statistics(values: Any, scale: Any, format: LNSFormat) -> list[Any]:
     """Number of elements, saturated, underflowed, zero ones, range of scales, histogram."""
     magnitude = tf.abs(tf.cast(values, tf.float32))
-    # A scale per channel: the last axes of the values; a scale per vector is left at its mean
-    if scale.shape.rank and not _broadcasts(scale, values):
-        scale = tf.reduce_mean(scale)
     largest = scale * tf.constant(2.0**format.octaves, tf.float32)
     half_step = tf.constant(2.0 ** (0.5 / format.base_factor), tf.float32)
     bits = tf.bitwise.right_shift(tf.bitcast(magnitude, tf.int32), 23)
@@ -181,15 +190,8 @@ def _statistics(values: Any, scale: Any, format: LNSFormat) -> list[Any]:
         tf.math.count_nonzero(magnitude >= largest * half_step),
         tf.math.count_nonzero((magnitude < scale / half_step) & ~zero),
         tf.math.count_nonzero(zero),
-        tf.stack([tf.reduce_min(scale), tf.reduce_max(scale)]),
+        # Not stacked: TensorFlow's optimizer would take another output of the quantizer.
+        tf.reduce_min(scale),
+        tf.reduce_max(scale),
         tf.math.bincount(tf.reshape(bits, (-1,)), minlength=_INFINITE + 1, dtype=tf.int64),
     ]
-
-
-def _broadcasts(scale: Any, values: Any) -> bool:
-    return scale.shape.rank <= values.shape.rank and all(
-        a in (1, b)
-        for a, b in zip(
-            reversed(scale.shape.as_list()), reversed(values.shape.as_list()), strict=False
-        )
-    )

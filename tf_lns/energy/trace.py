@@ -396,7 +396,7 @@ def prunable_step(model: Any, batch: Any) -> PrunableStep:
 
     with _scopes(model) as paths:
         function = tf.compat.v1.wrap_function(run, flat)
-    captured = {id(internal) for _, internal in function.graph.captures}
+    captured = {internal.name for _, internal in function.graph.captures}
     step = Trace(
         graph=function.graph,
         paths=tuple(paths.found),
@@ -405,7 +405,7 @@ def prunable_step(model: Any, batch: Any) -> PrunableStep:
         signature=signature(specs, model),
         name=str(model.name),
     )
-    inputs = tuple(x for x in function.graph.inputs if id(x) not in captured)
+    inputs = tuple(x for x in function.graph.inputs if x.name not in captured)
     return PrunableStep(step, function, inputs)
 
 
