@@ -1,4 +1,4 @@
-"""Adds the compiled op library to the wheel; all else is in pyproject.toml.
+"""Adds the compiled op library and the launcher to the wheel; all else is in pyproject.toml.
 
 How the library is compiled is in custom_ops/build.py, nowhere else.
 """
@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -67,6 +67,12 @@ class PlatformWheel(bdist_wheel):
 
 
 setup(
+    # The launcher stands beside tf_lns when installed: it starts without importing that.
+    packages=[
+        *find_packages(include=["tf_lns", "tf_lns.*"], exclude=["tf_lns.launch"]),
+        "tf_lns_launch",
+    ],
+    package_dir={"tf_lns_launch": "tf_lns/launch"},
     # Names an extension, so that setuptools knows the wheel depends on the platform.
     ext_modules=[Extension("tf_lns.ops._lns_ops", sources=[])],
     cmdclass={"build_ext": BuildOps, "bdist_wheel": PlatformWheel},

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from importlib.metadata import entry_points
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 from tensorboard import context
 from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+from tensorboard.plugins import base_plugin
 
 from tests.energy_runs import my_table, serve, tally_of, write_runs
 from tf_lns.energy import events
@@ -296,7 +298,16 @@ def server(request, folder):
 
 def test_tensorboard_finds_the_plugin():
     [found] = entry_points(group="tensorboard_plugins", name="lns_energy")
-    assert found.load() is EnergyPlugin
+    loader = found.load()()
+    assert isinstance(loader.load(base_plugin.TBContext()), EnergyPlugin)
+
+
+def test_a_broken_tf_lns_does_not_keep_tensorboard_from_starting(monkeypatch, caplog):
+    [found] = entry_points(group="tensorboard_plugins", name="lns_energy")
+    loader = found.load()()
+    monkeypatch.setitem(sys.modules, "tf_lns.tensorboard.plugin", None)
+    assert loader.load(base_plugin.TBContext()) is None
+    assert "LNS ENERGY" in caplog.text
 
 
 def test_the_tab_is_listed_where_there_are_data(server):

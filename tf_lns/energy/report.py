@@ -81,7 +81,7 @@ def layer_table(energy: Energy, limit: int | None = None) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     groups = [(name or "(outside of layers)", [name]) for name in layers]
     if rest:
-        groups.append((f"{len(rest)} more layers", rest))
+        groups.append((f"{len(rest)} more layer{'s' if len(rest) > 1 else ''}", rest))
     for label, names in groups:
         total = math.fsum(energy.by_layer[name] for name in names)
         values = [math.fsum(cells[name][p] for name in names) for p in passes]
@@ -165,10 +165,8 @@ def price_table(table: EnergyTable) -> Table:
     caption += table.notes
     rules = [row for row in table.rows if row.rule]
     caption += [f"{row.op} {row.what}: {row.rule}" for row in rules]
-    node = ", ".join(
-        [f"{table.node_nm:g} nm"] * (table.node_nm is not None)
-        + [f"{table.voltage_v:g} V"] * (table.voltage_v is not None)
-    )
+    facts = ((table.node_nm, "nm"), (table.voltage_v, "V"))
+    node = ", ".join(f"{value:g} {unit}" for value, unit in facts if value is not None)
     result = _plain(
         f"{table.name}: {table.title}" + (f" ({node})" if node else ""), "\n".join(caption)
     )
