@@ -25,10 +25,10 @@ import urllib.request
 
 import numpy as np
 
+from tf_lns.energy.counts import Tally
 from tf_lns.energy.events import EnergyWriter, TensorNumerics
 from tf_lns.energy.records import Operand, Record, Traffic, Unpriced
-from tf_lns.energy.tables import EnergyTable, tables
-from tf_lns.energy.tally import Tally
+from tf_lns.energy.table import EnergyTable, tables
 
 BATCH, LENGTH, WIDTH, CLASSES = 32, 64, 128, 10
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tf_lns.energy.compare import FORMATS, compare, retarget, target_format
+from tf_lns.energy.comparison import FORMATS, compare, retarget, target_format
+from tf_lns.energy.counts import Tally
 from tf_lns.energy.records import Operand, Record, Traffic
-from tf_lns.energy.tables import BUILT_IN, EnergyTable
-from tf_lns.energy.tally import Tally
+from tf_lns.energy.table import BUILT_IN, EnergyTable
 from tf_lns.formats import LNSFormat
 
 H, J, P = BUILT_IN

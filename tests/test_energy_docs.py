@@ -10,7 +10,7 @@ import pytest
 
 from tf_lns.energy import EnergyTable, Tally, unit_price
 from tf_lns.energy.report import human_ratio
-from tf_lns.energy.tables import check_table
+from tf_lns.energy.table import check_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / "docs/energy.md").read_text()

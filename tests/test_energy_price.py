@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tf_lns.energy import recipes, report
+from tf_lns.energy.counts import Tally
 from tf_lns.energy.price import price, unit_price
 from tf_lns.energy.records import KINDS, PASSES, Record, Traffic, Unpriced
 from tf_lns.energy.report import human_energy
-from tf_lns.energy.tables import BUILT_IN, EnergyTable
-from tf_lns.energy.tally import Tally
+from tf_lns.energy.table import BUILT_IN, EnergyTable
 
 H, J, P = BUILT_IN
 SELECT = {H: 0.0013672, J: 0.00039648}

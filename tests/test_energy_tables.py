@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tf_lns.energy.tables import BUILT_IN, EnergyTable, check_table, tables
+from tf_lns.energy.table import BUILT_IN, EnergyTable, check_table, tables
 
 HOROWITZ, JOUPPI, PAPER = map(EnergyTable.load, BUILT_IN)
 

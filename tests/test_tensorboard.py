@@ -15,11 +15,11 @@ from tensorboard.plugins import base_plugin
 
 from tests.energy_runs import my_table, serve, tally_of, write_runs
 from tf_lns.energy import events
-from tf_lns.energy.compare import retarget
+from tf_lns.energy.comparison import retarget
+from tf_lns.energy.counts import Tally
 from tf_lns.energy.events import EnergyWriter, TensorNumerics
 from tf_lns.energy.price import unit_price
-from tf_lns.energy.tables import BUILT_IN
-from tf_lns.energy.tally import Tally
+from tf_lns.energy.table import BUILT_IN
 from tf_lns.tensorboard.data import TARGETS, EnergyData, NotFoundError, RequestError, key
 from tf_lns.tensorboard.plugin import EnergyPlugin
 

@@ -20,7 +20,7 @@ from tests.energy_runs import (
     write_runs,
 )
 from tf_lns.energy.records import Record
-from tf_lns.energy.tables import BUILT_IN
+from tf_lns.energy.table import BUILT_IN
 
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 pytestmark = pytest.mark.skipif(
@@ -141,7 +141,7 @@ def test_every_run_and_table_shows_the_energy_that_python_computes(page, execute
 
 
 def test_ratios_are_those_of_the_comparison(page, executed):
-    from tf_lns.energy.compare import compare
+    from tf_lns.energy.comparison import compare
 
     page.choose_run("lns8")
     tally = executed[1]["lns8"][0][0]  # both signatures have the same mix

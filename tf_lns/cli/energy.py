@@ -168,7 +168,7 @@ def load_table(name: str) -> EnergyTable:
     Raises:
         InputError: There is none, or its file is wrong.
     """
-    from tf_lns.energy.tables import EnergyTable
+    from tf_lns.energy.table import EnergyTable
 
     try:
         return EnergyTable.load(name)
@@ -289,7 +289,7 @@ def _csv(energies: Sequence[Energy]) -> str:
 
 
 def _formats(names: Sequence[str] | None) -> tuple[str, ...]:
-    from tf_lns.energy.compare import FORMATS, target_format
+    from tf_lns.energy.comparison import FORMATS, target_format
 
     for name in names or ():
         try:

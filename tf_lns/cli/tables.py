@@ -41,7 +41,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from tf_lns.energy.tables import tables
+    from tf_lns.energy.table import tables
 
     console = output()
     listing = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -82,7 +82,7 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Checks files; the problems are the result and go to stdout."""
-    from tf_lns.energy.tables import BUILT_IN, EnergyTable, check_table
+    from tf_lns.energy.table import BUILT_IN, EnergyTable, check_table
 
     wrong = False
     for name in arguments.files:

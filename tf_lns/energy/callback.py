@@ -12,13 +12,13 @@ import keras
 from rich.console import Console
 
 from tf_lns.energy import report, trace
-from tf_lns.energy.compare import Comparison, compare
+from tf_lns.energy.comparison import Comparison, compare
 from tf_lns.energy.count import count
 from tf_lns.energy.events import EnergyWriter
 from tf_lns.energy.ledger import Account, Ledger
 from tf_lns.energy.numerics import StepNumerics, weight_numerics
 from tf_lns.energy.price import Energy
-from tf_lns.energy.tables import EnergyTable, tables
+from tf_lns.energy.table import EnergyTable, tables
 from tf_lns.energy.watch import Step, StepWatcher
 
 

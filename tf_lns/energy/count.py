@@ -24,11 +24,11 @@ import tensorflow as tf
 from tf_lns import keras_hooks
 from tf_lns.energy import flow as flows_of
 from tf_lns.energy import rules, trace
+from tf_lns.energy.counts import Tally
 from tf_lns.energy.flow import Flow, merge
 from tf_lns.energy.graph import CALL, CASE, IF, WHILE, Frame, UnknownValueError
 from tf_lns.energy.reach import Reach, executed, written_format
 from tf_lns.energy.records import Operand, Record, Traffic, Unpriced
-from tf_lns.energy.tally import Tally
 
 _GATHERS = ("GatherV2", "GatherNd", "ResourceGather", "ResourceGatherNd")
 

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 if TYPE_CHECKING:
-    from tf_lns.energy.tables import EnergyTable
-    from tf_lns.energy.tally import Tally
+    from tf_lns.energy.counts import Tally
+    from tf_lns.energy.table import EnergyTable
 
 PLUGIN_NAME = "lns_energy"
 """Name of the TensorBoard plugin that shows these entries."""

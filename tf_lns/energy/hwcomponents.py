@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 
-from tf_lns.energy.tables import EnergyTable, Row
+from tf_lns.energy.table import EnergyTable, Row
 
 NODE_NM = 45
 

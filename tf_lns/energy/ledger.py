@@ -10,8 +10,8 @@ import os
 import pathlib
 from typing import Any
 
-from tf_lns.energy.tables import EnergyTable
-from tf_lns.energy.tally import Tally
+from tf_lns.energy.counts import Tally
+from tf_lns.energy.table import EnergyTable
 
 
 @dataclasses.dataclass

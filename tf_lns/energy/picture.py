@@ -10,7 +10,7 @@ from tf_lns.energy.report import human_energy, human_ratio
 if TYPE_CHECKING:
     import matplotlib.figure
 
-    from tf_lns.energy.compare import Comparison
+    from tf_lns.energy.comparison import Comparison
 
 _COLOURS = {"products": "#2f6db5", "conversions": "#e0913a", "element-wise": "#b9bfc7"}
 _INK = "#333a44"

@@ -1,7 +1,7 @@
 """Prices counts with a table: energy per layer, pass, kind of operation and part of it.
 
 Every operation is taken apart by `recipes.py` into primitives and these are priced by a table of
-`tables.py`; what either does not know is listed, never dropped. All energies are in
+`table.py`; what either does not know is listed, never dropped. All energies are in
 picojoules (pJ) and belong to the arithmetic alone; memory is a separate account.
 """
 
@@ -22,10 +22,10 @@ from tf_lns.energy import recipes
 from tf_lns.energy.recipes import Part, UnknownFormatError
 from tf_lns.energy.records import Record
 from tf_lns.energy.report import human_energy
-from tf_lns.energy.tables import Cost, EnergyTable
+from tf_lns.energy.table import Cost, EnergyTable
 
 if TYPE_CHECKING:
-    from tf_lns.energy.tally import Tally
+    from tf_lns.energy.counts import Tally
 
 VERSION = 1
 """Version of `Energy.to_dict`."""

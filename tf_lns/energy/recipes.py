@@ -15,7 +15,7 @@ import dataclasses
 import math
 
 from tf_lns.energy.records import KINDS
-from tf_lns.energy.tables import FLOATS
+from tf_lns.energy.table import FLOATS
 from tf_lns.formats import LNSFormat
 
 FRACTION_BITS = 8

@@ -15,9 +15,9 @@ from tf_lns.energy import recipes
 from tf_lns.energy.records import KINDS, PASSES
 
 if TYPE_CHECKING:
-    from tf_lns.energy.compare import Comparison
+    from tf_lns.energy.comparison import Comparison
     from tf_lns.energy.price import Energy, Gap
-    from tf_lns.energy.tables import EnergyTable, Row
+    from tf_lns.energy.table import EnergyTable, Row
 
 _UNITS = ("pJ", "nJ", "µJ", "mJ", "J", "kJ", "MJ", "GJ")
 

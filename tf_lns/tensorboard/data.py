@@ -15,11 +15,11 @@ from typing import Any
 from tensorboard.data import provider
 
 from tf_lns.energy import events
-from tf_lns.energy.compare import FORMATS, retarget
+from tf_lns.energy.comparison import FORMATS, retarget
+from tf_lns.energy.counts import Tally
 from tf_lns.energy.price import unit_price
 from tf_lns.energy.records import Record
-from tf_lns.energy.tables import EnergyTable, Row, tables
-from tf_lns.energy.tally import Tally
+from tf_lns.energy.table import EnergyTable, Row, tables
 
 TARGETS = FORMATS[::-1]
 """Formats in which every run is shown besides its own, see `compare.retarget`."""

@@ -19,10 +19,10 @@ from rich.console import Console, Group
 
 from tf_lns.energy import recipes, report
 from tf_lns.energy.count import tally as count_step
+from tf_lns.energy.counts import Tally
 from tf_lns.energy.price import Energy, price
 from tf_lns.energy.records import Operand, Record, Traffic
-from tf_lns.energy.tables import BUILT_IN, FLOATS, EnergyTable
-from tf_lns.energy.tally import Tally
+from tf_lns.energy.table import BUILT_IN, FLOATS, EnergyTable
 from tf_lns.formats import LNSFormat
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tf_lns.energy.price import Energy, price
 from tf_lns.energy.records import KINDS, PASSES, Operand, Record, Traffic, Unpriced
-from tf_lns.energy.tables import EnergyTable
+from tf_lns.energy.table import EnergyTable
 
 VERSION = 1
 """Version of `Tally.to_dict`."""
