@@ -86,6 +86,8 @@ def size_of(tensor: Any) -> int | None:
     return tensor.shape.num_elements() if array and tensor.shape.is_fully_defined() else None
 
 
+_CONSTANT = Flow()
+
 # --- What an operation does to it -----------------------------------------------------
 
 _OF_SHAPES = frozenset(
@@ -130,6 +132,8 @@ def result(op: Any, inputs: list[Flow], backward: bool, layer: str | None, runs:
     if flow.format is not None or not (op.type in rules.KEEPS_FORMAT or adds_lists(op)):
         return flow
     kept = inputs[:1] if op.type == "ReluGrad" else inputs
+    if op.type == "SelectV2" and op.inputs[0].op.type == "IsInf":
+        kept = [_CONSTANT, _CONSTANT, inputs[2]]  # Q_E lets an overflow pass, see ops/gradients.py
     carrying = [
         flow
         for flow, x in zip(kept, op.inputs, strict=False)
