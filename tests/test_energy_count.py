@@ -152,6 +152,16 @@ def test_lstm(lns, unroll):
     assert counts.unpriced == ()
 
 
+def test_a_masked_lstm_has_lns_products_only():
+    model = keras.Sequential(
+        [keras.Input((6,), dtype="int32"), K.Embedding(10, 3, mask_zero=True), K.LSTM(4)]
+    )
+    model = tf_lns.quantize_model(model, tf_lns.LNSConfig())
+    model.compile("sgd", "mse")
+    formats = {r.formats for r in tally(model, 2).records if r.kind == "mac"}
+    assert formats == {("lns8:8", "lns8:8")}
+
+
 def test_an_rnn_of_time_steps_known_to_the_batch_alone():
     model = keras.Sequential([keras.Input((None, 3)), K.SimpleRNN(4)])
     model.compile("sgd", "mse")
