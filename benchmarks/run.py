@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import bench_codec
 import bench_convert
+import bench_energy
 import bench_import
 import bench_madam
 import bench_memory
@@ -88,6 +89,9 @@ def rows(results: dict[str, Any]) -> list[Row]:
         Row("quantize_model(ResNet50)", "", ("convert", "seconds"), 10, " s"),
         Row("first training step of ResNet50", "FP32, Keras Adam", ("convert", "tracing"), 1.5),
     ]
+    for net, figures in results.get("energy", {}).items():
+        what = f"fit of {net}, steps of {figures['step_ms']:.0f} ms, with EnergyCallback"
+        table.append(Row(what, "without", ("energy", net, "ratio"), 1.01))
     for rival in ("lns", "lns_1_byte_v"):
         for field in ("at_rest", "peak"):
             table.append(
@@ -152,6 +156,7 @@ def main() -> None:
         "step": lambda: bench_step.run(rounds=4 * rounds),
         "step_jit": lambda: bench_step.run(rounds, jit=True, nets=["conv_net", "mlp_4m"]),
         "convert": lambda: bench_convert.run(1 if arguments.quick else 3),
+        "energy": lambda: bench_energy.run(rounds),
         "memory": lambda: bench_memory.run(5_000_000 if arguments.quick else 50_000_000),
         "import": lambda: bench_import.run(3 if arguments.quick else 7),
     }
