@@ -317,6 +317,11 @@ def forget_functions(model: keras.Model) -> None:
     model.predict_function = None
 
 
+def is_built(optimizer: Any) -> bool:
+    """Whether an optimizer has its state; those of tf_keras say so in private."""
+    return bool(getattr(optimizer, "built", getattr(optimizer, "_built", False)))
+
+
 def use_weight_decay(optimizer: keras.optimizers.Optimizer, variable: Any) -> bool:
     """Whether `exclude_from_weight_decay` leaves a variable in."""
     return optimizer._use_weight_decay(variable)

@@ -10,19 +10,14 @@ import tensorflow as tf
 
 from tf_lns import keras_hooks
 from tf_lns.formats import LNSFormat
-from tf_lns.optimizers.base import (
-    LARGEST_GRADIENT,
-    LNSOptimizer,
-    check_decay,
-    check_flag,
-    check_number,
-    check_rate,
-    finite_gradient,
-    quantized_gradient,
-)
+from tf_lns.optimizers.arguments import check_decay, check_flag, check_number, check_rate
+from tf_lns.optimizers.base import LNSOptimizer
+from tf_lns.optimizers.core import finite_gradient, quantized_gradient
 from tf_lns.optimizers.weights import to_grid
 
 LARGEST_FLOAT = float(tf.float32.max)
+LARGEST_GRADIENT = 2.0**63
+"""Gradients are clipped here so that their squares stay finite (`reference.finite_gradient`)."""
 
 
 class _StandIn:

@@ -1,0 +1,5 @@
+"""Quantization-aware training in LNS for tf_keras models."""
+
+from tf_lns.tfmot.optimizer import InverseSqrtDecay, LNSMadam
+
+__all__ = ["InverseSqrtDecay", "LNSMadam"]
