@@ -455,8 +455,10 @@ def track_variable(layer: keras.layers.Layer, variable: keras.Variable) -> None:
     layer._track_variable(variable)
 
 
-def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+def own_variables(layer: Any) -> list[Any]:
     """A layer's own variables in the order in which it saves them."""
+    if not isinstance(layer, keras.layers.Layer):  # of tf_keras
+        return [*layer._trainable_weights, *layer._non_trainable_weights]
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
@@ -468,6 +470,11 @@ def check_saved_count(layer: keras.layers.Layer, store: dict) -> None:
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The layers that a layer or model holds directly."""
     return [child for child in layer._layers if not isinstance(child, keras.metrics.Metric)]
+
+
+def tf_keras_sublayers(layer: Any) -> list[Any]:
+    """The layers that a layer or model of tf_keras holds directly."""
+    return list(layer._flatten_layers(recursive=False, include_self=False))
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any] | None:

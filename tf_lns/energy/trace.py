@@ -384,7 +384,7 @@ def prunable_step(model: Any, batch: Any) -> PrunableStep:
     """
     specs = _batch_for(model, batch)
     _build(model, specs)
-    if not model.optimizer.built:
+    if not keras_hooks.is_built(model.optimizer):
         model.optimizer.build(model.trainable_variables)
     flat = _leaves(specs)
 

@@ -18,6 +18,9 @@ import tensorflow as tf
 
 from tf_lns import keras_hooks
 
+_MOST_STEPS = 256
+"""Steps per execution that are noted each by itself where their number may change."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -56,7 +59,7 @@ class StepWatcher:
     """Notes the shapes of the batches on which a model's step is executed.
 
     Args:
-        model: A Keras model.
+        model: A model of Keras or tf_keras.
         method: `"train_step"` or `"test_step"`.
         function: Name of the attribute that caches the compiled step: `"train_function"` or
             `"test_function"`.
@@ -135,7 +138,7 @@ class StepWatcher:
         key = (replica, str(specs))
         if key not in self._layouts:
             width = 1 + sum(x.ndim for x in leaves if x is not None)
-            slots = int(getattr(self.model, "steps_per_execution", 1) or 1)
+            slots = self._slots()
             with keras_hooks.late_creation():
                 self._layouts[key] = _Layout(
                     structure=tf.nest.pack_sequence_as(data, specs),
@@ -144,6 +147,16 @@ class StepWatcher:
                     share=1 / replicas,
                 )
         return self._layouts[key]
+
+    def _slots(self) -> int:
+        """How many steps may be executed before they are taken."""
+        steps = getattr(self.model, "steps_per_execution", None)
+        if not isinstance(steps, tf.Variable):
+            return int(steps or 1)
+        with tf.init_scope():  # tf_keras: a variable, which may grow while the step stays compiled
+            steps = int(tf.convert_to_tensor(steps))
+        grows = steps > 1 or self.model.autotune_steps_per_execution
+        return max(steps, _MOST_STEPS) if grows else 1
 
     # --- Outside ---------------------------------------------------------------------
 

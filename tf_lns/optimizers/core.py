@@ -238,8 +238,13 @@ class OptimizerCore:
         config = dict(config)
         for key in cls._serialized:
             if isinstance(config.get(key), dict):
-                config[key] = cls._saving.deserialize_keras_object(config[key], custom_objects)
+                config[key] = cls._deserialized(config[key], custom_objects)
         return super().from_config(config, custom_objects)  # type: ignore[misc]
+
+    @classmethod
+    def _deserialized(cls, config: dict[str, Any], custom_objects: Any) -> Any:
+        """A schedule or a function from its own configuration."""
+        return cls._saving.deserialize_keras_object(config, custom_objects)
 
     def __repr__(self) -> str:
         rate: Any = self._learning_rate

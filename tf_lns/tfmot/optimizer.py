@@ -165,6 +165,18 @@ class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
             for variable in average:  # as they stood: behind the rest of the state
                 optimizer_hooks.add_variable(self, variable)
 
+    @classmethod
+    def _deserialized(cls, config: dict[str, Any], custom_objects: Any) -> Any:
+        """HDF5 files are read by older rules, which do not know registered names: found here."""
+        is_function = config["class_name"] == "function"
+        name = config["config"] if is_function else config.get("registered_name")
+        found = tf_keras.saving.get_registered_object(name, custom_objects) if name else None
+        if found is not None and is_function:
+            return found
+        if found is not None:
+            custom_objects = {**(custom_objects or {}), config["class_name"]: found}
+        return super()._deserialized(config, custom_objects)
+
     # --- One step --------------------------------------------------------------------
 
     def update_step(self, gradient: Any, variable: Any) -> None:
