@@ -115,17 +115,13 @@ class OptimizerCore:
         """
         before = len(self.variables)
         states = [
-            classify(v, kind, self.storage, self._add_scale, self._moves if move else None)
+            classify(v, kind, self.storage, self._add_scale, move)
             for v, kind in zip(self._trained(), kinds or self._present_kinds(), strict=True)
         ]
         self._create_slots(states)
         self._nonfinite = self._new_counter("nonfinite_gradients")
         keras_hooks.set_untracked(self, "_states", states)
         keras_hooks.set_untracked(self, "_state_variables", self.variables[before:])
-
-    def _moves(self, values: np.ndarray, moved: np.ndarray, storage: LNSFormat) -> bool:
-        """Whether a weight for the grid is put there when the state is made."""
-        return True
 
     def _present_kinds(self) -> list[str]:
         return [kind_of(v, self.lns_weights) for v in self._trained()]

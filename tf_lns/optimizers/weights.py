@@ -80,7 +80,7 @@ def classify(
     kind: str,
     storage: LNSFormat,
     add_scale: Callable[[Any, np.float32], Any],
-    moves: Callable[[np.ndarray, np.ndarray, LNSFormat], bool] | None,
+    move: bool = True,
 ) -> WeightState:
     """What there is to know of a variable; a grid weight is put on the grid.
 
@@ -89,8 +89,7 @@ def classify(
         kind: Its kind.
         storage: Storage format of grid weights.
         add_scale: Makes the optimizer's variable for the scale of a grid weight.
-        moves: Whether a grid weight is put on the grid, given its values, those on the grid
-            and the format; None for never.
+        move: Whether a grid weight is put on the grid.
 
     Returns:
         Its state.
@@ -109,10 +108,11 @@ def classify(
                 _warn_of_zeros(variable)
             return WeightState(kind, cell.storage, cell.scale, _rms(values))
         _check_constraint(variable)
-        scale = weight_scale(values, storage)
-        scale_variable = add_scale(variable, scale)
+        scale_variable = add_scale(variable, weight_scale(values, storage))
+        # Another one where a checkpoint was waiting for it:
+        scale = np.float32(tf.convert_to_tensor(tensor_of(scale_variable)))
         moved = to_grid(values, scale, storage).numpy()
-        if moves is not None and moves(values, moved, storage):
+        if move:
             for part in keras_hooks.parts(tensor):  # each: in a replica, replicas cannot meet
                 part.assign(moved)
         return WeightState(kind, storage, scale_variable, _rms(moved))

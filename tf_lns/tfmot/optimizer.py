@@ -16,7 +16,7 @@ from tf_lns.optimizers.arguments import check_decay, check_rate
 from tf_lns.optimizers.core import OptimizerCore, kind_numbers
 from tf_lns.optimizers.madam import MadamRule
 from tf_lns.optimizers.schedules import InverseSqrtRule
-from tf_lns.optimizers.weights import all_initialized, to_grid
+from tf_lns.optimizers.weights import all_initialized
 from tf_lns.tfmot import optimizer_hooks
 
 
@@ -56,7 +56,8 @@ class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
             return
         keras_hooks.set_untracked(self, "_variables_built_for", list(var_list))
         if all_initialized(self._variables_built_for):
-            self._create_state()
+            # From an HDF5 file the scale comes later; weights stay as they are until it does.
+            self._create_state(move=not optimizer_hooks.loads_legacy_file())
         super().build(var_list)  # averages begin with weights that lie on the grid
         optimizer_hooks.set_built(self)
 
@@ -78,16 +79,6 @@ class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
         variable = self._tracked(None, "kinds", numbers)
         super()._create_state(move, self._kinds_from(variable.numpy()))
         keras_hooks.set_untracked(self, "_kinds", variable)
-
-    def _moves(self, values: np.ndarray, moved: np.ndarray, storage: LNSFormat) -> bool:
-        """Weights of a file lie on a grid already; they stay if its range was another.
-
-        An HDF5 file gives the scale only after the optimizer was built for its weights. With
-        weights that stay as they are the first step clips them to the range.
-        """
-        beyond = values[values != moved]
-        mantissas = 2 * np.frexp(beyond)[0]
-        return bool(np.any(to_grid(mantissas, np.float32(1), storage).numpy() != mantissas))
 
     def _new_state(
         self, variable: Any, name: str, shape: Any = (), dtype: str = "float32", value: Any = 0
@@ -171,11 +162,11 @@ class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
         is_function = config["class_name"] == "function"
         name = config["config"] if is_function else config.get("registered_name")
         found = tf_keras.saving.get_registered_object(name, custom_objects) if name else None
-        if found is not None and is_function:
-            return found
+        if is_function:
+            return found or super()._deserialized(config, custom_objects)
         if found is not None:
             custom_objects = {**(custom_objects or {}), config["class_name"]: found}
-        return super()._deserialized(config, custom_objects)
+        return tf_keras.optimizers.schedules.deserialize(config, custom_objects)
 
     # --- One step --------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tensorflow as tf
+from tf_keras.src.saving.legacy.saved_model.utils import in_tf_saved_model_scope
 
 if TYPE_CHECKING:  # what the mixin stands before
     _OptimizerMixin: TypeAlias = Any
@@ -81,3 +82,8 @@ def update_copies(optimizer: Any, variable: Any, update: Callable, *arguments: A
     optimizer._distribution_strategy.extended.update(
         variable, lambda copy: update(copy, *arguments)
     )
+
+
+def loads_legacy_file() -> bool:
+    """Whether tf_keras is loading an HDF5 file or a SavedModel."""
+    return in_tf_saved_model_scope()
