@@ -1,5 +1,6 @@
 """LNSMadam for tf_keras: the bits of the Keras 3 optimizer, through all that tf_keras does."""
 
+import inspect
 import json
 
 import keras
@@ -13,7 +14,7 @@ from tests.test_optimizers import OPTIONS, gradients_of, normal
 from tf_lns import keras_hooks, ops, reference
 from tf_lns.formats import LNSFormat
 from tf_lns.optimizers import bytes_per_parameter
-from tf_lns.tfmot import InverseSqrtDecay, LNSMadam, optimizer_hooks
+from tf_lns.tfmot import LNSSGD, InverseSqrtDecay, LNSAdamW, LNSMadam, optimizer_hooks
 from tf_lns.variable import LNSCell, LNSVariable, weight_scale
 
 F32 = np.float32
@@ -287,6 +288,43 @@ def test_fit_under_jit_has_the_bits_of_keras_3():
         net.fit(x, y, epochs=4, batch_size=16, shuffle=False, verbose=0)
     for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+BASELINES = {
+    "sgd": (LNSSGD, tf_lns.LNSSGD, {}),
+    "sgd, all": (
+        LNSSGD,
+        tf_lns.LNSSGD,
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "rounding": "stochastic"},
+    ),
+    "adamw": (LNSAdamW, tf_lns.LNSAdamW, {}),
+    "adamw, all": (
+        LNSAdamW,
+        tf_lns.LNSAdamW,
+        {"amsgrad": True, "weight_decay": 0.1, "rounding": "stochastic", "gradients": "lns5:1"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["cell", "grid"])
+@pytest.mark.parametrize("mode", ["eager", "graph", "jit"])
+@pytest.mark.parametrize(("ours", "theirs", "options"), BASELINES.values(), ids=BASELINES)
+def test_baselines_have_the_weights_of_keras_3(ours, theirs, options, mode, kind):
+    """Both Keras write the rules in their own way: within a step of the grid."""
+    format = options.get("gradients") and LNSFormat.parse(options["gradients"])
+    pairs = [both(kind, normal(6, 7, scale=0.3), gradient_format=format)]
+    values = normal(9)
+    pairs.append((tf.Variable(values, name="layer/bias"), keras.Variable(values, name="bias")))
+    ours, theirs = ours(0.01, **options), theirs(0.01, **options)
+    step, step_in_keras_3 = steppers(pairs, mode, ours, theirs)
+    for kernel, bias in zip(gradients_of((6, 7), 8), gradients_of((9,), 8), strict=True):
+        step(kernel, bias)
+        step_in_keras_3(kernel, bias)
+    mine, other = (codes_of(v, o) for v, o in zip(pairs[0], (ours, theirs), strict=True))
+    assert np.mean(mine != other) < 0.05
+    assert np.abs(mine.astype(int) - other).max() <= 1
+    np.testing.assert_allclose(pairs[1][0].numpy(), pairs[1][1].numpy(), rtol=1e-6)
+    assert ours.nonfinite_gradients == theirs.nonfinite_gradients > 0
 
 
 @pytest.mark.parametrize(
@@ -656,6 +694,42 @@ def test_backup_and_restore(make, tmp_path):
     assert_same(run(backup()), run())
 
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+@pytest.mark.parametrize("make", [LNSSGD, LNSAdamW])
+def test_baselines_continue_exactly_from_a_file(make, ending, tmp_path):
+    net, x, y = plain_model(make(0.01, rounding="stochastic", clipnorm=1.0))
+    losses = train(net, x, y, 4)
+    assert losses[-1] < losses[0]
+    assert net.optimizer.nonfinite_gradients == 0
+    net.save(tmp_path / f"net.{ending}")
+    back = tf_keras.models.load_model(tmp_path / f"net.{ending}")
+    assert type(back.optimizer) is make
+    assert back.optimizer.get_config() == net.optimizer.get_config()
+    assert_same(net, back)
+    for each in (net, back):
+        train(each, x, y)
+    assert_same(net, back)
+
+
+@pytest.mark.parametrize("make", [LNSMadam, LNSSGD, LNSAdamW])
+def test_a_rate_that_is_not_finite_is_refused(make):
+    @tf_keras.saving.register_keras_serializable(package="test_tfmot")
+    class Broken(tf_keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return tf.constant(np.nan)
+
+        def get_config(self):
+            return {}
+
+    net, x, y = plain_model(make(Broken()))
+    before = net.get_weights()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="learning_rate must be finite"):
+        train(net, x, y)
+    for a, b in zip(before, net.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4)
+
+
 # --- Arguments ----------------------------------------------------------------------------
 
 
@@ -750,13 +824,13 @@ def test_a_file_holds_every_argument(ending, tmp_path):
     assert_same(net, back)
 
 
-def test_both_have_the_same_arguments():
-    import inspect
-
-    ours, theirs = (inspect.signature(c.__init__).parameters for c in (LNSMadam, tf_lns.LNSMadam))
+@pytest.mark.parametrize("name", ["LNSMadam", "LNSSGD", "LNSAdamW"])
+def test_both_have_the_same_arguments(name):
+    classes = [getattr(tf_lns.tfmot, name), getattr(tf_lns, name)]
+    ours, theirs = (inspect.signature(c.__init__).parameters for c in classes)
     assert list(ours) == list(theirs)
     assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
-    assert LNSMadam._update is tf_lns.LNSMadam._update
+    assert classes[0]._update is classes[1]._update  # one implementation
 
 
 def test_the_schedule():

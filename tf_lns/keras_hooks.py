@@ -337,7 +337,7 @@ def set_untracked(optimizer: keras.optimizers.Optimizer, name: str, value: Any) 
     object.__setattr__(optimizer, name, value)
 
 
-def variable_key(optimizer: keras.optimizers.Optimizer, variable: Any) -> Any:
+def variable_key(optimizer: Any, variable: Any) -> Any:
     """What an optimizer knows a variable by; a stand-in has it as its `_unique_id`."""
     return optimizer._var_key(variable)
 

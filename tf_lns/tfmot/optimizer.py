@@ -1,4 +1,4 @@
-"""`LNSMadam` and its schedule for tf_keras: the rule of `tf_lns.optimizers`, called by tf_keras."""
+"""The optimizers of `tf_lns.optimizers` for tf_keras: the same rules, called by tf_keras."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import tf_keras
 
 from tf_lns import keras_hooks
 from tf_lns.formats import LNSFormat
-from tf_lns.optimizers.arguments import check_decay, check_rate
+from tf_lns.optimizers.arguments import check_decay, check_flag, check_number, check_rate
+from tf_lns.optimizers.baselines import RoundedRule
 from tf_lns.optimizers.core import OptimizerCore, kind_numbers
 from tf_lns.optimizers.madam import MadamRule
 from tf_lns.optimizers.schedules import InverseSqrtRule
@@ -129,6 +130,17 @@ class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
             )
         return check_rate(name, value)
 
+    def _check_own_rate(self, value: Any) -> Any:
+        """The learning rate itself, which tf_keras calls only if it is a schedule."""
+        is_schedule = isinstance(value, tf_keras.optimizers.schedules.LearningRateSchedule)
+        if callable(self._check_rate("learning_rate", value)) and not is_schedule:
+            raise TypeError(
+                "`learning_rate` must be a number or a schedule of tf_keras, which calls no other "
+                "function at each step. Subclass tf_keras.optimizers.schedules."
+                f"LearningRateSchedule. Received: learning_rate={value!r}"
+            )
+        return value
+
     # --- Files -----------------------------------------------------------------------
 
     def load_own_variables(self, store: Any) -> None:
@@ -150,11 +162,16 @@ class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
             return
         kinds = self._kinds_from(np.asarray(weights[at]))
         if kinds != [state.kind for state in self._states]:
-            average = getattr(self, "_model_variables_moving_average", [])
-            optimizer_hooks.drop_variables(self, [self._kinds, *self._state_variables, *average])
+            optimizer_hooks.drop_variables(self, [self._kinds, *self._state_variables])
+            rest = list(self.variables)
             self._create_state(move=False, kinds=kinds)
-            for variable in average:  # as they stood: behind the rest of the state
-                optimizer_hooks.add_variable(self, variable)
+            made = self.variables[len(rest) :]
+            optimizer_hooks.order_variables(self, [*rest[:at], *made, *rest[at:]])
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        rate = optimizer_hooks.serialized_rate(self)
+        return {**super().get_config(), **self._lns_config(), "learning_rate": rate}
 
     @classmethod
     def _deserialized(cls, config: dict[str, Any], custom_objects: Any) -> Any:
@@ -265,14 +282,7 @@ class LNSMadam(MadamRule, TFKerasOptimizer, tf_keras.optimizers.Optimizer):
         name: str = "lns_madam",
         **kwargs,
     ):
-        rate = InverseSqrtDecay() if learning_rate is None else learning_rate
-        schedule = isinstance(rate, tf_keras.optimizers.schedules.LearningRateSchedule)
-        if callable(self._check_rate("learning_rate", rate)) and not schedule:
-            raise TypeError(
-                "`learning_rate` must be a number or a schedule of tf_keras, which calls no other "
-                "function at each step. Subclass tf_keras.optimizers.schedules."
-                f"LearningRateSchedule. Received: learning_rate={rate!r}"
-            )
+        rate = self._check_own_rate(InverseSqrtDecay() if learning_rate is None else learning_rate)
         super().__init__(name=name, weight_decay=check_decay(weight_decay), **kwargs)
         optimizer_hooks.set_rate(self, rate)
         self._configure(storage, rounding, gradients, lns_weights, seed)
@@ -289,9 +299,128 @@ class LNSMadam(MadamRule, TFKerasOptimizer, tf_keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            **self._lns_config(),
-            **self._rule_config(),
-            "learning_rate": optimizer_hooks.serialized_rate(self),
-        }
+        return {**super().get_config(), **self._rule_config()}
+
+
+class _Rounded(RoundedRule, TFKerasOptimizer):
+    """`RoundedRule` of an optimizer of tf_keras."""
+
+    def _stock_update(self, gradient: tf.Tensor, stand_in: Any, rate: tf.Tensor) -> None:
+        # tf_keras' rules read the rate themselves; this one has been checked.
+        with tf.control_dependencies([rate]):
+            gradient = tf.identity(gradient)
+        super(TFKerasOptimizer, self).update_step(gradient, stand_in)
+
+
+@tf_keras.saving.register_keras_serializable(package="tf_lns")
+class LNSSGD(_Rounded, tf_keras.optimizers.SGD):
+    """`tf_keras.optimizers.SGD` with weights in LNS: `tf_lns.LNSSGD` for tf_keras.
+
+    ::
+
+        w <- Q_U(w - learning_rate (g + weight_decay w))
+
+    or with momentum as in tf_keras. The rule is computed in float32 and its result, weight
+    decay included, is rounded once per step to the storage format, in the log domain. Weights
+    are stored as with `LNSMadam`; the slots (momentum) are float32.
+
+    Args:
+        learning_rate: A float or a schedule of tf_keras.
+        momentum: As in `tf_keras.optimizers.SGD`.
+        nesterov: As in `tf_keras.optimizers.SGD`.
+        weight_decay: Decoupled decay; None for none.
+        rounding: "nearest" or "stochastic" rounding to the grid.
+        storage: Format of the weights of plain tf_keras models.
+        gradients: As in `LNSMadam`.
+        lns_weights: As in `LNSMadam`.
+        seed: Integer seed of stochastic rounding.
+        **kwargs: As in `LNSMadam`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float | None = None,
+        rounding: str = "nearest",
+        storage: LNSFormat | str = LNSFormat(16, 2048),
+        gradients: LNSFormat | str | None = None,
+        lns_weights: Callable[[Any], bool] | None = None,
+        seed: int = 0,
+        name: str = "lns_sgd",
+        **kwargs,
+    ):
+        super().__init__(
+            learning_rate=self._check_own_rate(learning_rate),
+            momentum=check_number("momentum", momentum, lambda m: 0 <= m <= 1, "0 to 1"),
+            nesterov=check_flag("nesterov", nesterov),
+            weight_decay=check_decay(weight_decay),
+            name=name,
+            **kwargs,
+        )
+        self._configure(storage, rounding, gradients, lns_weights, seed)
+
+
+@tf_keras.saving.register_keras_serializable(package="tf_lns")
+class LNSAdamW(_Rounded, tf_keras.optimizers.AdamW):
+    """`tf_keras.optimizers.AdamW` with weights in LNS: `tf_lns.LNSAdamW` for tf_keras.
+
+    ::
+
+        w <- Q_U(AdamW(w, g))
+
+    The rule is computed in float32 and its result, weight decay included, is rounded once per
+    step to the storage format, in the log domain. Weights are stored as with `LNSMadam`; the
+    two moments are float32.
+
+    Args:
+        learning_rate: A float or a schedule of tf_keras.
+        weight_decay: Decoupled decay.
+        beta_1: As in `tf_keras.optimizers.AdamW`.
+        beta_2: As in `tf_keras.optimizers.AdamW`.
+        epsilon: As in `tf_keras.optimizers.AdamW`.
+        amsgrad: As in `tf_keras.optimizers.AdamW`.
+        rounding: "nearest" or "stochastic" rounding to the grid.
+        storage: Format of the weights of plain tf_keras models.
+        gradients: As in `LNSMadam`.
+        lns_weights: As in `LNSMadam`.
+        seed: Integer seed of stochastic rounding.
+        **kwargs: As in `LNSMadam`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 1e-3,
+        weight_decay: float = 0.004,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        rounding: str = "nearest",
+        storage: LNSFormat | str = LNSFormat(16, 2048),
+        gradients: LNSFormat | str | None = None,
+        lns_weights: Callable[[Any], bool] | None = None,
+        seed: int = 0,
+        name: str = "lns_adamw",
+        **kwargs,
+    ):
+        super().__init__(
+            learning_rate=self._check_own_rate(learning_rate),
+            weight_decay=check_decay(weight_decay),
+            beta_1=check_number("beta_1", beta_1, lambda b: 0 <= b < 1, "at least 0, below 1"),
+            beta_2=check_number("beta_2", beta_2, lambda b: 0 <= b < 1, "at least 0, below 1"),
+            epsilon=check_number("epsilon", epsilon, lambda e: 0 < e < 1, "between 0 and 1"),
+            amsgrad=check_flag("amsgrad", amsgrad),
+            name=name,
+            **kwargs,
+        )
+        self._configure(storage, rounding, gradients, lns_weights, seed)

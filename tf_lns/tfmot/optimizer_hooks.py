@@ -73,8 +73,12 @@ def add_variable(optimizer: Any, variable: tf.Variable) -> None:
 def drop_variables(optimizer: Any, variables: list) -> None:
     """Takes variables out of those that the optimizer saves and loads."""
     dropped = {id(v) for v in variables}
-    # A new list: checkpoints refuse one of which something was removed.
-    optimizer._variables = [v for v in optimizer._variables if id(v) not in dropped]
+    order_variables(optimizer, [v for v in optimizer._variables if id(v) not in dropped])
+
+
+def order_variables(optimizer: Any, variables: list) -> None:
+    """Makes these the variables that the optimizer saves and loads."""
+    optimizer._variables = variables  # a new list: checkpoints refuse one that was changed
 
 
 def update_copies(optimizer: Any, variable: Any, update: Callable, *arguments: Any) -> None:
