@@ -196,6 +196,24 @@ def test_the_total_goes_on_after_a_backup(tmp_path):
     assert run()[2]["energy_j"] == pytest.approx([once, 2 * once, 3 * once])
 
 
+def test_a_backup_within_an_epoch_is_extrapolated(tmp_path):
+    def run(*callbacks):
+        energy = EnergyCallback(tmp_path / "log", update_freq=2)
+        backup = tf_keras.callbacks.BackupAndRestore(str(tmp_path / "backup"), save_freq=3)
+        return energy, fit(net(), [energy, backup, *callbacks], epochs=3)
+
+    class InterruptBatch(tf_keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if self.model.optimizer.iterations.numpy() == 9:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(InterruptBatch())
+    energy, _ = run()
+    steps = sum(energy.ledger.training.steps.values())
+    assert steps == pytest.approx(int(energy.model.optimizer.iterations.numpy()))
+
+
 def test_event_file_and_reports(tmp_path, capsys):
     model = net()
     energy = EnergyCallback(tmp_path, batch=(X[:8], Y[:8]), update_freq=2)
@@ -285,22 +303,28 @@ def test_replicas(run_python):
     run_python(
         """
         import numpy as np, tensorflow as tf, tf_keras
-        from tf_lns.tfmot import EnergyCallback
 
         cpu = tf.config.list_physical_devices("CPU")[0]
         two = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(cpu, two)
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-        with strategy.scope():
-            model = tf_keras.Sequential([tf_keras.Input((7,)), tf_keras.layers.Dense(5)])
-            model.compile("sgd", "mse")
-        energy = EnergyCallback()
-        x, y = np.ones((24, 7)), np.ones((24, 5))
-        model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[energy])
-        combined = energy.ledger.combined()
-        assert combined.macs("forward") == 2 * 24 * 7 * 5, combined.macs("forward")
-        assert combined.macs("gradient") == 2 * 24 * 7 * 5
-        assert energy.ledger.training.samples == 48
-        assert sum(energy.ledger.training.steps.values()) == 6
+        from tests.test_tfmot_optimizer import Cells
+        from tf_lns.energy.numerics import weight_numerics
+        from tf_lns.tfmot import EnergyCallback, LNSMadam
+
+        x, y = np.ones((24, 7), "float32"), np.ones((24, 5), "float32")
+        for layer, optimizer in ((tf_keras.layers.Dense(5), "sgd"), (Cells(5), LNSMadam)):
+            strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+            with strategy.scope():
+                model = tf_keras.Sequential([tf_keras.Input((7,)), layer])
+                model.compile(optimizer if optimizer == "sgd" else optimizer(), "mse")
+            energy = EnergyCallback("log")
+            options = {"batch_size": 8, "epochs": 2, "verbose": 0, "callbacks": [energy]}
+            model.fit(x, y, **options)
+            combined = energy.ledger.combined()
+            assert combined.macs("forward") == 2 * 24 * 7 * 5, combined.macs("forward")
+            assert combined.macs("gradient") == 2 * 24 * 7 * 5
+            assert energy.ledger.training.samples == 48
+            assert sum(energy.ledger.training.steps.values()) == 6
+            assert len(weight_numerics(model)) == (optimizer is LNSMadam)
         """
     )

@@ -310,7 +310,7 @@ BASELINES = {
 @pytest.mark.parametrize("mode", ["eager", "graph", "jit"])
 @pytest.mark.parametrize(("ours", "theirs", "options"), BASELINES.values(), ids=BASELINES)
 def test_baselines_have_the_weights_of_keras_3(ours, theirs, options, mode, kind):
-    """Both Keras write the rules in their own way: within a step of the grid."""
+    """Both Keras write the rules alike, but XLA need not compile them alike."""
     format = options.get("gradients") and LNSFormat.parse(options["gradients"])
     pairs = [both(kind, normal(6, 7, scale=0.3), gradient_format=format)]
     values = normal(9)
@@ -321,8 +321,7 @@ def test_baselines_have_the_weights_of_keras_3(ours, theirs, options, mode, kind
         step(kernel, bias)
         step_in_keras_3(kernel, bias)
     mine, other = (codes_of(v, o) for v, o in zip(pairs[0], (ours, theirs), strict=True))
-    assert np.mean(mine != other) < 0.05
-    assert np.abs(mine.astype(int) - other).max() <= 1
+    assert np.abs(mine.astype(int) - other).max() <= (mode == "jit")
     np.testing.assert_allclose(pairs[1][0].numpy(), pairs[1][1].numpy(), rtol=1e-6)
     assert ours.nonfinite_gradients == theirs.nonfinite_gradients > 0
 

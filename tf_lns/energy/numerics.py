@@ -53,8 +53,13 @@ def _integer_weights(model: Any) -> list[tuple[str, Any]]:
     return list(found.values())
 
 
+def _cell(variable: Any) -> LNSCell:
+    """The cell of an integer weight on this device."""
+    return variable.cell if isinstance(variable, LNSVariable) else keras_hooks.local_part(variable)
+
+
 def _of_codes(layer: str, variable: Any) -> TensorNumerics:
-    cell = variable.cell if isinstance(variable, LNSVariable) else keras_hooks.local_part(variable)
+    cell = _cell(variable)
     codes, format, scale = cell.codes.numpy(), cell.storage, float(cell.scale.numpy())
     exponents = _exponents(np.asarray(cell.numpy(), np.float32))
     first, counts = _trimmed(np.bincount(exponents, minlength=_INFINITE + 1))
@@ -101,7 +106,7 @@ class StepNumerics:
     def __init__(self, model: Any, batch: Any):
         step = trace.prunable_step(model, batch)
         self._data = trace.tensors_of(batch)
-        layers = {id(v.handle): path for path, v in _integer_weights(model)}
+        layers = {id(_cell(v).handle): path for path, v in _integer_weights(model)}
         weights = {
             internal.name: layers[id(external)]
             for external, internal in step.trace.graph.captures
