@@ -85,7 +85,8 @@ def test_training_is_the_same_with_and_without():
         assert np.array_equal(a.numpy(), b.numpy())
 
 
-def test_early_stopping_and_callbacks_behind_it_see_the_energy():
+def test_early_stopping_and_callbacks_behind_it_see_the_energy(monkeypatch):
+    monkeypatch.setattr("tf_lns.energy.callback._LOOK_EVERY", -1.0)  # at every batch
     seen = []
 
     class Behind(keras.callbacks.Callback):
@@ -174,8 +175,92 @@ def test_a_frozen_layer_makes_another_signature():
     second = joules(model, EPOCH)
     assert second < first
     history = fit(model, [energy], epochs=1)
-    assert history["energy_j"] == pytest.approx([second])  # a new optimizer: a new run
+    assert history["energy_j"] == pytest.approx([first + second])
     model.layers[0].trainable = True
+
+
+class Stop(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_after_an_interrupted_fit_everything_is_counted(same):
+    model, energy = net(), tf_lns.EnergyCallback()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [energy, Stop()])
+    once = joules(model, EPOCH)
+    if same:  # the steps before the interruption belong to it, too
+        history = fit(model, [energy], epochs=1)
+        assert history["energy_j"] == pytest.approx([once + joules(model, [16] * 3)])
+    else:
+        history = fit(model, [tf_lns.EnergyCallback()], validation_data=(X, Y))
+        assert history["energy_j"] == pytest.approx([once, 2 * once])
+        assert len(history["val_energy_j"]) == 2
+
+
+def test_compiling_again_goes_on():
+    model, energy = net(), tf_lns.EnergyCallback()
+    once = joules(model, EPOCH)
+    fit(model, [energy], epochs=1)
+    model.compile(tf_lns.LNSMadam(second_moment="lns8:4"), "mse")
+    history = fit(model, [energy], epochs=1)
+    assert history["energy_j"] == pytest.approx([once + joules(model, EPOCH)])
+
+
+def test_two_models_and_two_callbacks():
+    lns, plain, energy = net(), net(False, "adam"), tf_lns.EnergyCallback()
+    a, b = joules(lns, EPOCH), joules(plain, EPOCH)
+    assert fit(lns, [energy], epochs=1)["energy_j"] == pytest.approx([a])
+    assert fit(plain, [energy], epochs=1)["energy_j"] == pytest.approx([a + b])
+    assert fit(lns, [energy], epochs=1)["energy_j"] == pytest.approx([2 * a + b])
+
+    others = tf_lns.EnergyCallback(), tf_lns.EnergyCallback(table="jouppi-7nm")
+    fit(lns, [*others], epochs=1)
+    assert [len(c.ledger.tallies) for c in others] == [2, 2]
+    assert others[0].energy.total_pj > others[1].energy.total_pj > 0
+    assert "train_step" not in vars(lns)
+
+
+def test_a_model_without_a_call():
+    class Gan(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.maker, self.judge = K.Dense(3, name="maker"), K.Dense(1, name="judge")
+            self.maker.build((None, 7))
+            self.judge.build((None, 3))
+
+        def train_step(self, data):
+            x = data[0]
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(self.judge(self.maker(x)))
+            gradients = tape.gradient(loss, self.maker.trainable_variables)
+            self.optimizer.apply(gradients, self.maker.trainable_variables)
+            return {"loss": loss}
+
+    model, energy = Gan(), tf_lns.EnergyCallback()
+    model.compile("sgd")
+    assert fit(model, [energy], epochs=1)["energy_j"][0] > 0
+    combined = energy.ledger.combined()
+    assert [combined.macs(p) for p in ("forward", "error", "gradient")] == [1680, 210, 1470]
+
+
+def test_what_cannot_be_counted_is_no_reason_to_stop(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no way")
+
+    monkeypatch.setattr("tf_lns.energy.callback.count", fail)
+    with pytest.warns(UserWarning, match="no way"):
+        history = fit(net(), [tf_lns.EnergyCallback()])
+    assert len(history["loss"]) == 2
+
+
+def test_a_batch_that_does_not_fit_is_no_reason_to_stop(tmp_path):
+    wrong = (X[:4, :3], Y[:4])
+    with pytest.warns(UserWarning, match="numerics of `batch`"):
+        history = fit(net(), [tf_lns.EnergyCallback(tmp_path, batch=wrong)])
+    assert len(history["energy_j"]) == 2
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -232,7 +317,7 @@ def test_a_torn_file_of_counters_is_no_reason_to_stop(tmp_path):
     path.write_text(text[:-30])
     again = tf_lns.EnergyCallback(tmp_path)
     fit(model, [again], epochs=1)
-    assert any("not counted" in note for note in again.notes)
+    assert sum(again.ledger.training.steps.values()) == pytest.approx(10)
 
 
 def test_event_file_and_reports(tmp_path, capsys):
@@ -294,6 +379,9 @@ def test_numerics_see_what_the_quantizers_see():
         ({"update_freq": 0}, ValueError, "update_freq"),
         ({"update_freq": "batch"}, TypeError, "update_freq"),
         ({"numerics_freq": 1.5}, TypeError, "numerics_freq"),
+        ({"log_dir": ""}, ValueError, "log_dir"),
+        ({"batch": 32}, TypeError, "batch"),
+        ({"compare": "fp8"}, TypeError, "compare"),
     ],
 )
 def test_wrong_arguments(arguments, error, message):

@@ -67,6 +67,20 @@ def test_convolutions(name, lns):
     assert counts.unpriced == ()
 
 
+@pytest.mark.parametrize(("size", "dilation", "padding"), [(8, 3, "valid"), (9, 2, "same")])
+@pytest.mark.parametrize("kind", ["conv", "depthwise", "separable"])
+def test_padding_for_dilation_is_not_counted(size, dilation, padding, kind):
+    layer = {
+        "conv": lambda **k: K.Conv2D(6, 3, **k),
+        "depthwise": lambda **k: K.DepthwiseConv2D(3, **k),
+        "separable": lambda **k: K.SeparableConv2D(6, 3, **k),
+    }[kind](dilation_rate=dilation, padding=padding, name="last")
+    model = compiled(keras.Input((size, size, 4)), K.Conv2D(4, 1), layer)
+    out = size if padding == "same" else size - 2 * dilation
+    per_position = {"conv": 9 * 4 * 6, "depthwise": 9 * 4, "separable": 9 * 4 + 4 * 6}[kind]
+    assert passes(tally(model, 2), "last") == (2 * out * out * per_position,) * 3
+
+
 def test_convolutions_of_other_ranks():
     one = compiled(keras.Input((20, 3)), K.Conv1D(3, 1), K.Conv1D(5, 4, strides=2))
     assert passes(tally(one, 2), one.layers[-1].name) == (2 * 9 * 4 * 3 * 5,) * 3
@@ -78,6 +92,22 @@ def test_einsum():
     dense = K.EinsumDense("abc,cde->abde", output_shape=(6, 3, 4))
     model = compiled(keras.Input((6, 5)), K.Dense(5), dense)
     assert passes(tally(model, 2), dense.name) == (2 * 6 * 5 * 3 * 4,) * 3
+
+
+@pytest.mark.parametrize("lns", [False, True], ids=["float", "lns"])
+def test_einsum_with_an_ellipsis(lns):
+    # TensorFlow makes the gradient an outer product and a sum
+    x = keras.Input((6, 4))
+    dense = K.EinsumDense("...x,xy->...y", output_shape=(5,), name="einsum")
+    model = keras.Model(x, dense(K.Dense(4)(x)))
+    if lns:
+        model = tf_lns.quantize_model(model, tf_lns.LNSConfig())
+    model.compile("sgd", "mse")
+    counts = tally(model, 2)
+    assert passes(counts, "einsum") == (2 * 6 * 4 * 5,) * 3
+    assert {r.formats for r in counts.records if r.kind == "mac"} == {
+        ("lns8:8", "lns8:8") if lns else ("fp32", "fp32")
+    }
 
 
 @pytest.mark.parametrize("lns", [False, True], ids=["float", "lns"])
@@ -120,6 +150,16 @@ def test_lstm(lns, unroll):
     assert error in (kernel + recurrent, kernel + recurrent * (time - 1) // time)
     assert gradient == kernel + recurrent
     assert counts.unpriced == ()
+
+
+def test_a_masked_lstm_has_lns_products_only():
+    model = keras.Sequential(
+        [keras.Input((6,), dtype="int32"), K.Embedding(10, 3, mask_zero=True), K.LSTM(4)]
+    )
+    model = tf_lns.quantize_model(model, tf_lns.LNSConfig())
+    model.compile("sgd", "mse")
+    formats = {r.formats for r in tally(model, 2).records if r.kind == "mac"}
+    assert formats == {("lns8:8", "lns8:8")}
 
 
 def test_an_rnn_of_time_steps_known_to_the_batch_alone():
@@ -265,6 +305,31 @@ def test_gradients_that_flow_on_from_a_nested_function():
     assert passes(tally(step, (tf.TensorSpec((2, 4)),))) == (3 * 32, 2 * 32, 3 * 32)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_function_inside_a_layer_that_was_traced_for_any_batch(jit_compile):
+    class Block(K.Layer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.first, self.last = K.Dense(5, name="first"), K.Dense(6, name="last")
+
+        def build(self, shape):
+            self.first.build(shape)
+            self.last.build((*shape[:-1], 5))
+
+        @tf.function(jit_compile=jit_compile)
+        def call(self, x):
+            return self.last(tf.nn.relu(self.first(x)))
+
+    model = compiled(
+        keras.Input((6,)), K.Dense(6, name="below"), Block(name="block"), K.Dense(3, name="above")
+    )
+    counts = tally(model, 4)
+    assert counts.unpriced == ()
+    assert passes(counts, "block") == (4 * 6 * 5 * 2,) * 3
+    assert passes(counts, "below") == (4 * 36, 0, 4 * 36)
+    assert passes(counts, "above") == (4 * 18,) * 3
+
+
 def test_loops_and_branches():
     w = tf.Variable(tf.ones((4, 4)))
 
@@ -406,6 +471,27 @@ def test_mixed_precision():
     assert ("encode", ("fp32", "fp16")) in kinds
 
 
+def test_mixed_precision_in_lns():
+    model = keras.Sequential(
+        [keras.Input((7,)), K.Dense(5, dtype="mixed_float16"), K.Dense(3, dtype="mixed_float16")]
+    )
+    model = tf_lns.quantize_model(model, tf_lns.LNSConfig())
+    model.compile(keras.optimizers.LossScaleOptimizer(tf_lns.LNSMadam()), "mse")
+    formats = {r.formats for r in tally(model, 2).records if r.kind == "mac"}
+    assert formats == {("lns8:8", "lns8:8")}
+
+
+def test_low_rank_adapters():
+    dense = K.Dense(5, name="dense")
+    model = compiled(keras.Input((7,)), K.Dense(7, name="below"), dense)
+    dense.enable_lora(2)
+    model.compile("sgd", "mse")
+    forward, error, gradient = passes(tally(model, 4), "dense")
+    assert forward == 4 * 7 * 5 + 7 * 2 * 5  # and the product of both factors
+    assert error == 4 * 5 * 7
+    assert gradient == 7 * 4 * 5 + 7 * 5 * 2 + 2 * 7 * 5  # of the kernel, and of both factors
+
+
 def test_gradient_accumulation_counts_the_mean():
     def update(steps):
         model = compiled(
@@ -453,7 +539,7 @@ def test_batches():
     x, y = np.zeros((4, 7)), np.zeros((4,), int)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
     expected = tally(model, (x, y))
-    for batch in (4, data, (tf.constant(x, "float32"), tf.constant(y)), [x, y]):
+    for batch in (4, x, data, (tf.constant(x, "float32"), tf.constant(y)), [x, y]):
         counts = tally(model, batch)
         assert counts.samples == 4
         assert passes(counts) == passes(expected)

@@ -309,3 +309,35 @@ def test_hwcomponents():
         assert EnergyTable.load("hwcomponents").cost("multiply", "int8").pj == pytest.approx(
             0.912, rel=0.01
         )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("pj = 0.5", "pj = 1" + "0" * 400, "`pj` must be a number"),
+        ("pj = 0.5", "pj = 1e308", "`pj` must be a number"),
+        (
+            'format = "int8"\npj = 0.5\norigin = "published"',
+            'family = "int"\npj_per_bit = [3, 2, 1]\norigin = "derived"\nrule = "A line."',
+            "low <= middle <= high",
+        ),
+    ],
+)
+def test_numbers_beyond_reason_name_the_row(tmp_path, old, new, problem):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(ValueError, match=f"row 1: .*{problem}"):
+        EnergyTable.load(path)
+
+
+def test_keys_that_come_twice_a_mark_and_a_missing_file(tmp_path):
+    pytest.importorskip("yaml")
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nname: yours\n")
+    with pytest.raises(ValueError, match="comes twice"):
+        EnergyTable.load(path)
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert EnergyTable.load(path).name == "mine"
+    with pytest.raises(ValueError, match="no file that is there"):
+        EnergyTable.load(tmp_path / "missing.toml")

@@ -106,7 +106,8 @@ def test_a_legacy_optimizer_and_loss_scaling():
         assert history["energy_j"] == pytest.approx([joules(model, EPOCH)])
 
 
-def test_early_stopping_and_callbacks_behind_it_see_the_energy():
+def test_early_stopping_and_callbacks_behind_it_see_the_energy(monkeypatch):
+    monkeypatch.setattr("tf_lns.energy.callback._LOOK_EVERY", -1.0)  # at every batch
     seen = []
 
     class Behind(tf_keras.callbacks.Callback):

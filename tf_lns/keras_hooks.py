@@ -25,9 +25,13 @@ from tensorflow.core.framework import types_pb2, versions_pb2
 from tensorflow.core.protobuf import saved_object_graph_pb2
 from tensorflow.python.distribute import values as distribute_values
 from tensorflow.python.eager import record
-from tensorflow.python.framework import auto_control_deps_utils, cpp_shape_inference_pb2
+from tensorflow.python.framework import (
+    auto_control_deps_utils,
+    cpp_shape_inference_pb2,
+    func_graph,
+)
 from tensorflow.python.framework import tensor_shape as tf_tensor_shape
-from tensorflow.python.ops import resource_variable_ops
+from tensorflow.python.ops import handle_data_util, resource_variable_ops
 from tensorflow.python.ops.parallel_for import pfor as parallel_for
 
 if TYPE_CHECKING:  # what mixins stand before
@@ -512,6 +516,40 @@ ConvLSTMCell = conv_lstm.ConvLSTMCell
 def function_graph(graph: Any, name: str) -> Any:
     """The graph of the function that a call, loop or branch of `graph` names."""
     return graph._get_function(name).graph
+
+
+def with_shapes(graph: Any, shapes: list[tf.TensorShape]) -> Any:
+    """A copy of a function's graph in which its inputs have the given shapes.
+
+    Args:
+        graph: Graph of a function, traced for shapes that may not have been known.
+        shapes: Shapes of its inputs.
+    """
+    copy = func_graph.FuncGraph(graph.name)
+    with copy.as_default():
+        inputs = []
+        for old, shape in zip(graph.inputs, shapes, strict=True):
+            new = tf.compat.v1.placeholder(old.dtype, shape, old.op.name)
+            if old.dtype == tf.resource:
+                handle_data_util.set_handle_data(new, get_handle_data(old))
+            inputs.append(new)
+        definition = graph.as_graph_def()
+        given = {old.name: new for old, new in zip(graph.inputs, inputs, strict=True)}
+        names = {x.op.name for x in graph.inputs}
+        for node in definition.node:  # their values are given; what was inferred is not
+            node.attr.pop("_output_shapes", None)
+        wanted = [x.name for x in graph.outputs]
+        wanted += [getattr(x, "op", x).name for x in graph.control_outputs]
+        found = tf.graph_util.import_graph_def(
+            definition, input_map=given, return_elements=wanted, name=""
+        )
+    copy.inputs = inputs
+    copy.outputs = [
+        given[x.name] if x.op.name in names else y
+        for x, y in zip(graph.outputs, found, strict=False)
+    ]
+    copy.control_outputs = found[len(graph.outputs) :]
+    return copy
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import threading
+import time
+import warnings
 from typing import Any
 
 import keras
@@ -21,6 +22,9 @@ from tf_lns.energy.numerics import StepNumerics, weight_numerics
 from tf_lns.energy.price import Energy
 from tf_lns.energy.table import EnergyTable, tables
 from tf_lns.energy.watch import Step, StepWatcher
+
+_LOOK_EVERY = 0.05
+"""Seconds; as often as Keras moves its progress bar."""
 
 
 class EnergyCallbackCore:
@@ -43,20 +47,32 @@ class EnergyCallbackCore:
         super().__init__()
         if log_dir is not None and not isinstance(log_dir, str | os.PathLike):
             raise TypeError(f"`log_dir` must be a path or None. Received: log_dir={log_dir!r}")
+        if log_dir is not None and not os.fspath(log_dir):
+            raise ValueError("`log_dir` must name a folder; None for none. Received: log_dir=''")
+        if isinstance(batch, bool | int | float | str):
+            raise TypeError(
+                "`batch` must be real data, (inputs, targets) of one step, or None. "
+                f"Received: batch={batch!r}"
+            )
+        if not isinstance(compare, bool):
+            raise TypeError(f"`compare` must be True or False. Received: compare={compare!r}")
         self.log_dir = pathlib.Path(log_dir) if log_dir is not None else None
         self.table = EnergyTable.load(
             pathlib.Path(table) if isinstance(table, os.PathLike) else table
         )
         self.batch = batch
-        self.compare = bool(compare)
+        self.compare = compare
         self.update_freq = _frequency("update_freq", update_freq, '"epoch"', "epoch")
         self.numerics_freq = _frequency("numerics_freq", numerics_freq, "None", None)
         self.ledger = Ledger(self.log_dir / "energy.jsonl" if self.log_dir else None)
         self.notes: list[str] = []
         self._lock = threading.Lock()
         self._watchers: dict[str, StepWatcher] = {}
-        self._signatures: dict[tuple[int, int], str] = {}
+        self._signatures: dict[tuple[int, int, int], str | None] = {}
         self._pending: list[tuple[str, Step]] = []
+        self._logged: tuple[float, dict[str, float]] = (0.0, {})
+        self._compiled: tuple[Any, ...] = ()  # what the steps depend on besides their shapes
+        self._generation = 0
         self._prices: dict[str, float] = {}
         self._writer: EnergyWriter | None = None
         self._numerics: StepNumerics | None = None
@@ -77,7 +93,6 @@ class EnergyCallbackCore:
                 "train": StepWatcher(model, "train_step", "train_function"),
                 "val": StepWatcher(model, "test_step", "test_function"),
             }
-            self._signatures.clear()
             self._numerics = None
         for watcher in self._watchers.values():
             watcher.install()
@@ -86,6 +101,10 @@ class EnergyCallbackCore:
         """Opens the event file."""
         self._fitting, self._resumed = True, False
         if self.log_dir is not None:
+            try:
+                self.log_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OSError(f"`log_dir` cannot be written to: {error}") from error
             self._writer = EnergyWriter(self.log_dir)
             if self.table.name not in tables():
                 self._writer.write_table(self.table)
@@ -93,7 +112,7 @@ class EnergyCallbackCore:
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Takes up the counters of an interrupted run, once backups have been restored."""
         self._epoch = epoch
-        self._trained = trace.trained_parameters(self.model)
+        self._look_at_the_model()
         if not self._resumed:
             self._resumed = True
             note = self.ledger.resume(self._iterations())
@@ -113,19 +132,18 @@ class EnergyCallbackCore:
                 self._write({})
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Adds the steps that were executed."""
-        self._take("train")
+        """Puts the energy into the logs; it is looked up at most 20 times a second."""
+        now = time.monotonic()
+        if now - self._logged[0] > _LOOK_EVERY:
+            self._take("train")
+            self._logged = (now, self._logs("train"))
         if logs is not None:
-            logs.update(self._logs("train"))
-
-    def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Adds the validation steps that were executed."""
-        self._take("val")
-        if logs is not None and not self._fitting:
-            logs.update(self._logs("val"))
+            logs.update(self._logged[1])
 
     def on_test_end(self, logs: dict | None = None) -> None:
         """Counts what `evaluate` has executed."""
+        if not self._fitting:
+            self._look_at_the_model()
         self._take("val")
         self._count_pending()
         if not self._fitting:
@@ -162,11 +180,18 @@ class EnergyCallbackCore:
         """Adds the steps that were executed since the last call."""
         with self._lock:
             for step in self._watchers[which].take():
-                signature = self._signatures.get((id(step), self._trained))
-                if signature is None:
-                    self._pending.append((which, step))
+                if self._key(step) in self._signatures:
+                    self._add(which, step)
                 else:
-                    self._account(which).add(signature, step.share, step.samples)
+                    self._pending.append((which, step))
+
+    def _key(self, step: Step) -> tuple[int, int, int]:
+        return (id(step), self._generation, self._trained)
+
+    def _add(self, which: str, step: Step) -> None:
+        signature = self._signatures[self._key(step)]
+        if signature is not None:
+            self._account(which).add(signature, step.share, step.samples)
 
     def _count_pending(self) -> None:
         """Counts steps that are met for the first time; not in a thread, as it traces."""
@@ -175,18 +200,28 @@ class EnergyCallbackCore:
         with self._lock:
             pending, self._pending = self._pending, []
             for which, step in pending:
-                key = (id(step), self._trained)
-                if key not in self._signatures:
-                    self._signatures[key] = self._count(which, step)
-                self._account(which).add(self._signatures[key], step.share, step.samples)
+                if self._key(step) not in self._signatures:
+                    self._signatures[self._key(step)] = self._count(which, step)
+                self._add(which, step)
+        if self._fitting and self._resumed:  # from here a backup can be gone on from
+            self.ledger.save(self._iterations())
 
-    def _count(self, which: str, step: Step) -> str:
+    def _count(self, which: str, step: Step) -> str | None:
+        """Counts one step; its signature, None where that cannot be done."""
         make = trace.training_step if which == "train" else trace.evaluation_step
-        with contextlib.ExitStack() as silent:
-            for watcher in self._watchers.values():
-                silent.enter_context(watcher.silent())
-            tally = count(make(self.model, step.specs))
+        try:
+            tally = count(make(self.model, step.specs, per_replica=True))
+        except Exception as error:  # never a reason to end somebody's training
+            self._warn(f"A step of {step.samples} samples could not be counted: {error}")
+            return None
+        if tally.unpriced:
+            self._warn(
+                "Operations that are not in the energy: "
+                + ", ".join(entry.op for entry in tally.unpriced)
+            )
         name = f"{'training' if which == 'train' else 'validation'} step of {tally.signature}"
+        if self._generation:
+            name += f"; model {self._generation + 1}"
         self.ledger.know(name, tally)
         self._prices[name] = tally.energy(self.table).total_pj
         if self._writer is not None:
@@ -202,9 +237,20 @@ class EnergyCallbackCore:
             joules = account.joules(self._prices)
         return {"energy_j": joules, "energy_per_sample_j": joules / account.samples}
 
+    def _look_at_the_model(self) -> None:
+        """Notes what its steps depend on besides their shapes."""
+        self._trained = trace.trained_parameters(self.model)
+        compiled = (self.model, getattr(self.model, "optimizer", None), self.model.loss)
+        if self._compiled and any(
+            a is not b for a, b in zip(compiled, self._compiled, strict=True)
+        ):
+            self._generation += 1
+            self._numerics = None
+        self._compiled = compiled
+
     def _check_watched(self) -> None:
-        if not self._watchers["train"].layouts:
-            self._note(
+        if not self._watchers["train"].ran:
+            self._warn(
                 "This model does not train by its `train_step`, so its steps were not seen; "
                 "count one with `tf_lns.energy.tally`."
             )
@@ -214,11 +260,18 @@ class EnergyCallbackCore:
             watcher.remove()
 
     def _iterations(self) -> int:
-        return int(tf.convert_to_tensor(self.model.optimizer.iterations))
+        optimizer = getattr(self.model, "optimizer", None)
+        return int(tf.convert_to_tensor(getattr(optimizer, "iterations", 0)))
 
     def _note(self, text: str | None) -> None:
         if text and text not in self.notes:
             self.notes.append(text)
+
+    def _warn(self, text: str) -> None:
+        """Says something once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            warnings.warn(text, stacklevel=2)
 
     # --- What is written --------------------------------------------------------------
 
@@ -250,10 +303,13 @@ class EnergyCallbackCore:
             return
         entries = weight_numerics(self.model)
         if self.batch is not None:
-            if self._numerics is None:
-                with self._watchers["train"].silent():
+            try:
+                if self._numerics is None:
                     self._numerics = StepNumerics(self.model, self.batch)
-            entries += self._numerics()
+                entries += self._numerics()
+            except Exception as error:
+                self._warn(f"The numerics of `batch` cannot be computed: {error}")
+                self.batch = None
         if entries:
             self._writer.write_numerics(int(sum(self.ledger.training.steps.values())), entries)
             self._writer.flush()

@@ -175,6 +175,7 @@ class _Counter:
         self._moved: dict[Any, tuple[bool, str, str, float]] = {}
         self._converted: dict[Any, float] = defaultdict(float)
         self._operands_seen: set[tuple[int, str]] = set()
+        self._partners: dict[Any, set[bool]] = defaultdict(set)  # of forward products, by source
         self._orders: dict[tuple[int, tuple[int, ...]], list[Any]] = {}
         self._reach = Reach()
         self._has_layers = any(step.paths)
@@ -394,8 +395,17 @@ class _Counter:
     def _product_pass(self, frame: Frame, op: Any, operands: list[Flow], context: _Context) -> str:
         if context.update:
             return "update"
-        if not context.backward:
+        if not any(flow.backward for flow in operands):  # also where it is computed once more
+            for flow, other in (operands, reversed(operands)):
+                self._partners[flow.source].add(other.role == "weights" and other.variable)
             return "forward"
+        # dL/da of a product a b is made of the error and b: it is a gradient if a is a weight.
+        partners: set[bool] = set()
+        for flow in operands:
+            if not flow.backward:
+                partners |= self._partners[flow.source]
+        if len(partners) == 1:
+            return "gradient" if partners == {True} else "error"
         if any(flow.role == "weights" and flow.variable for flow in operands):
             return "error"
         return "error" if self._reach.reaches_product(frame, op) else "gradient"
@@ -417,6 +427,8 @@ class _Counter:
             if variable is None or variable.elements <= 1 or flow.source in self._moved:
                 continue
             gradient = rules.consumed_format(op) if variable.trained else None
+            if variable.dtype == tf.float64:
+                gradient = "fp64"
             stored = rules.stored_format(op, position) or rules.format_of(variable.dtype)
             elements = variable.elements * context.runs
             self._moved[flow.source] = (variable.trained, stored, gradient or "fp32", elements)

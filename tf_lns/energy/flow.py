@@ -86,6 +86,8 @@ def size_of(tensor: Any) -> int | None:
     return tensor.shape.num_elements() if array and tensor.shape.is_fully_defined() else None
 
 
+_CONSTANT = Flow()
+
 # --- What an operation does to it -----------------------------------------------------
 
 _OF_SHAPES = frozenset(
@@ -130,13 +132,17 @@ def result(op: Any, inputs: list[Flow], backward: bool, layer: str | None, runs:
     if flow.format is not None or not (op.type in rules.KEEPS_FORMAT or adds_lists(op)):
         return flow
     kept = inputs[:1] if op.type == "ReluGrad" else inputs
-    carrying = [
+    if op.type == "SelectV2" and op.inputs[0].op.type == "IsInf":
+        kept = [_CONSTANT, _CONSTANT, inputs[2]]  # Q_E lets an overflow pass, see ops/gradients.py
+    values = [
         flow
         for flow, x in zip(kept, op.inputs, strict=False)
-        if not flow.constant and (x.dtype.is_floating or x.dtype == tf.variant)
+        if x.dtype.is_floating or x.dtype == tf.variant
     ]
-    if not carrying:
-        return flow
+    carrying = [flow for flow in values if not flow.constant]
+    if not carrying:  # zeros lie in every format; a quantized one will be joined by others
+        formats = {flow.format for flow in values if flow.format}
+        return dataclasses.replace(flow, format=formats.pop()) if len(formats) == 1 else flow
     first = carrying[0]
     if all(other.format == first.format for other in carrying):
         flow = dataclasses.replace(flow, format=first.format)

@@ -41,6 +41,8 @@ class Frame:
         call: The operation that enters it.
         arguments: The caller's tensors, one for each of `graph.inputs`.
         values: Known values of tensors of this graph, by name.
+        library: The graph that knows the functions which this one names.
+        copies: Graphs of functions with the shapes of a call, by their own and these.
         number: Tells frames apart.
     """
 
@@ -49,6 +51,8 @@ class Frame:
     call: Any = None
     arguments: tuple[Any, ...] = ()
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
+    library: Any = None
+    copies: dict[Any, Any] = dataclasses.field(default_factory=dict)
     number: int = dataclasses.field(default_factory=itertools.count().__next__)
 
     def __post_init__(self) -> None:
@@ -66,12 +70,33 @@ class Frame:
 
     def inner(self, op: Any, name: str, skip: int = 0) -> Frame:
         """The function of that name, called by `op` with its inputs after the first `skip`."""
-        graph = keras_hooks.function_graph(self.graph, name)
-        return Frame(graph, self, op, tuple(op.inputs)[skip:])
+        graph = keras_hooks.function_graph(self.library or self.graph, name)
+        return Frame(graph, self, op, tuple(op.inputs)[skip:], copies=self.copies)
 
     def called(self, op: Any) -> Frame:
-        """What a call enters."""
-        return self.inner(op, op.get_attr("f").name)
+        """What a call enters; shapes that are known only at the call are known inside."""
+        frame = self.inner(op, op.get_attr("f").name)
+        shapes = [x.shape for x in op.inputs]
+        if not any(
+            given.is_fully_defined() and not x.shape.is_fully_defined()
+            for x, given in zip(frame.graph.inputs, shapes, strict=True)
+        ):
+            return frame
+        key = (id(frame.graph), str(shapes))
+        if key not in self.copies:
+            self.copies[key] = keras_hooks.with_shapes(frame.graph, shapes)
+        copy = Frame(
+            self.copies[key],
+            self,
+            op,
+            tuple(op.inputs),
+            library=frame.graph,
+            copies=self.copies,
+        )
+        if self.parent is None or self.library is not None:  # no graph that others call, too
+            for outer, inner in zip(op.outputs, copy.graph.outputs, strict=True):
+                outer.set_shape(inner.shape)
+        return copy
 
     def branches(self, op: Any) -> list[Frame]:
         """The branches of a condition or a case: [true, false], or by index."""

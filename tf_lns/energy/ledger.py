@@ -58,8 +58,6 @@ class Ledger:
         """Starts at zero."""
         self.training, self.validation = Account(), Account()
         self.tallies: dict[str, Tally] = {}
-        self.iterations = 0
-        self._lines: list[str] = []
 
     # --- Energy ----------------------------------------------------------------------
 
@@ -102,7 +100,6 @@ class Ledger:
 
     def save(self, iterations: int) -> None:
         """Notes the counters as they are after so many iterations of the optimizer."""
-        self.iterations = iterations
         self._append(
             {
                 "iterations": iterations,
@@ -115,55 +112,48 @@ class Ledger:
         if self._path is None:
             return
         line = json.dumps(entry, separators=(",", ":"))
-        self._lines.append(line)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def resume(self, iterations: int) -> str | None:
-        """Finds the counters of a run that has done so many iterations.
+        """Takes up the counters that the file has of a run with so many iterations.
 
         Args:
-            iterations: Of the optimizer, now.
+            iterations: Of the optimizer, now. With 0 a new run begins, and with it the file.
 
         Returns:
             What had to be assumed, as a sentence; None where the counters are exact.
         """
-        if iterations == self.iterations and (iterations or not self.training.steps):
-            if iterations == 0 and self._path is not None:
-                self._path.unlink(missing_ok=True)
+        if self.training.steps:  # this object has counted before and goes on
             return None
-        entries = self._read()
+        entries = self._read() if iterations else []
         self.clear()
         states = [e for e in entries if e.get("iterations", math.inf) <= iterations]
-        if iterations == 0 or not states:
-            if self._path is not None:
-                self._path.unlink(missing_ok=True)
-            if iterations:
-                return f"The {iterations} steps before this run were not counted."
+        tallies = [e for e in entries if "tally" in e]
+        self._rewrite([*tallies, *states])
+        if not iterations:
             return None
-        state = max(states, key=lambda e: e["iterations"])
-        self._restore(state)
-        self._rewrite([e for e in entries if "tally" in e], states)
-        for entry in entries:
-            if "tally" in entry:
-                self.tallies[entry["signature"]] = Tally.from_dict(entry["tally"])
-        self.iterations = iterations
-        missed = iterations - state["iterations"]
-        if not missed:
-            return None
-        done = sum(self.training.steps.values())
-        per_step = self.training.samples / done if done else 0
-        for name, n in list(self.training.steps.items()):
-            self.training.add(name, missed * n / done, 0)
-        self.training.samples += round(missed * per_step)
-        return f"{missed} steps after the last note were taken to be like those before."
-
-    def _restore(self, state: dict[str, Any]) -> None:
+        if not states:
+            return f"The {iterations} steps before this run were not counted."
+        for entry in tallies:
+            self.tallies[entry["signature"]] = Tally.from_dict(entry["tally"])
         for name in ("training", "validation"):
             account = getattr(self, name)
-            account.steps.update(state[name]["steps"])
-            account.samples = state[name]["samples"]
+            account.steps.update(states[-1][name]["steps"])
+            account.samples = states[-1][name]["samples"]
+        return self._extrapolate(iterations - states[-1]["iterations"])
+
+    def _extrapolate(self, missed: int) -> str | None:
+        """Adds steps that were executed after the last note."""
+        done = sum(self.training.steps.values())
+        if not missed or not done:
+            return None
+        samples = round(missed * self.training.samples / done)
+        for name, n in list(self.training.steps.items()):
+            self.training.add(name, missed * n / done, 0)
+        self.training.samples += samples
+        return f"{missed} steps after the last note were taken to be like those before."
 
     def _read(self) -> list[dict[str, Any]]:
         """Entries of the file; a line that was cut off is left out."""
@@ -179,10 +169,11 @@ class Ledger:
                 entries.append(entry)
         return entries
 
-    def _rewrite(self, tallies: list[dict[str, Any]], states: list[dict[str, Any]]) -> None:
-        """Leaves out the notes of what was done after the backup."""
-        assert self._path is not None
-        lines = [json.dumps(e, separators=(",", ":")) for e in (*tallies, *states)]
+    def _rewrite(self, entries: list[dict[str, Any]]) -> None:
+        """Leaves out of the file what was done after the backup, or by another run."""
+        if self._path is None or not self._path.is_file():
+            return
+        lines = [json.dumps(entry, separators=(",", ":")) for entry in entries]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         temporary.replace(self._path)

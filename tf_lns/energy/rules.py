@@ -94,9 +94,19 @@ def _einsum(op: Any) -> Product | list[Count]:
     results = elements(op.outputs[0])
     if len(op.inputs) == 1:
         return [("add", max(0, elements(op.inputs[0]) - results))]
-    if everything == results:  # nothing is summed
-        return [("multiply", results)]
+    if everything == results:
+        # Nothing is summed; or in an operation of its own, as in gradients of "..."
+        total = _sum_behind(op)
+        return [("multiply", results)] if total is None else Product(results, elements(total))
     return Product(everything, results)
+
+
+def _sum_behind(op: Any) -> Any:
+    """The result of the one sum that uses all products of an outer product, if there is one."""
+    consumers = op.outputs[0].consumers()
+    if len(consumers) == 1 and consumers[0].type == "Sum" and len(op.inputs) == 2:
+        return consumers[0].outputs[0]
+    return None
 
 
 def _label_sizes(term: str, dims: list[int]) -> dict[str, int]:
@@ -116,34 +126,62 @@ def _convolution(op: Any) -> Product:
 
     Taps that lie in the padding are counted like the others, as published counts do.
     """
-    results = elements(op.outputs[0])
+    results = _kept(op.outputs[0])
     return Product(results * math.prod(_dims(op.inputs[1])[:-1]), results)
 
 
 def _convolution_input(op: Any) -> Product:
     """The transpose of a convolution: each element of dy meets the same taps."""
     taps = math.prod(_dims(op.inputs[1])[:-1])
-    return Product(elements(op.inputs[2]) * taps, elements(op.outputs[0]), (1, 2))
+    return Product(_given(op.inputs[2]) * taps, _kept(op.outputs[0]), (1, 2))
 
 
 def _convolution_filter(op: Any) -> Product:
     taps = math.prod(_dims(op.outputs[0])[:-1])
-    return Product(elements(op.inputs[2]) * taps, elements(op.outputs[0]), (0, 2))
+    return Product(_given(op.inputs[2]) * taps, elements(op.outputs[0]), (0, 2))
 
 
 def _depthwise(op: Any) -> Product:
-    results = elements(op.outputs[0])
+    results = _kept(op.outputs[0])
     return Product(results * math.prod(_dims(op.inputs[1])[:2]), results)
 
 
 def _depthwise_input(op: Any) -> Product:
     taps = math.prod(_dims(op.inputs[1])[:2])
-    return Product(elements(op.inputs[2]) * taps, elements(op.outputs[0]), (1, 2))
+    return Product(_given(op.inputs[2]) * taps, _kept(op.outputs[0]), (1, 2))
 
 
 def _depthwise_filter(op: Any) -> Product:
     taps = math.prod(_dims(op.outputs[0])[:2])
-    return Product(elements(op.inputs[2]) * taps, elements(op.outputs[0]), (0, 2))
+    return Product(_given(op.inputs[2]) * taps, elements(op.outputs[0]), (0, 2))
+
+
+_SAME_ELEMENTS = ("Reshape", "Squeeze", "ExpandDims", "Identity")
+
+
+def _kept(tensor: Any) -> int:
+    """Elements of a result that are used.
+
+    A dilated convolution is computed on the batch made of every d-th element, padded so that
+    all parts are equally large; what the padding adds is cut off behind it.
+    """
+    at = tensor
+    while len(at.consumers()) == 1:
+        (consumer,) = at.consumers()
+        if consumer.type == "BatchToSpaceND":
+            return elements(consumer.outputs[0])
+        if consumer.type not in _SAME_ELEMENTS:
+            break
+        at = consumer.outputs[0]
+    return elements(tensor)
+
+
+def _given(tensor: Any) -> int:
+    """Elements of an error without the zeros that such padding adds, see `_kept`."""
+    at = tensor
+    while at.op.type in _SAME_ELEMENTS:
+        at = at.op.inputs[0]
+    return elements(at.op.inputs[0] if at.op.type == "SpaceToBatchND" else tensor)
 
 
 PRODUCTS: dict[str, Callable[[Any], Product | list[Count]]] = {
@@ -413,6 +451,10 @@ def _arrays(tensors: Sequence[Any]) -> list[Any]:
 
 
 def _reduction(op: Any) -> list[Count]:
+    made_by = op.inputs[0].op
+    products = op.type == "Sum" and made_by.type == "Einsum" and _sum_behind(made_by) is not None
+    if products and isinstance(_einsum(made_by), Product):
+        return []  # counted with the products
     source, results = elements(op.inputs[0]), elements(op.outputs[0])
     counts: list[Count] = [(_REDUCTIONS[op.type], max(0, source - results))]
     if op.type == "Mean":

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import importlib.resources
 import importlib.util
-import math
 import pathlib
 import re
 import sys
@@ -195,6 +194,8 @@ class EnergyTable:
 
             return computed()
         path = pathlib.Path(table)
+        if not path.exists() and (path.suffix or len(path.parts) > 1):
+            raise ValueError(f"`table` is no file that is there. Received: table={str(table)!r}")
         if not path.is_file():
             raise ValueError(
                 f"`table` must be one of {', '.join(BUILT_IN)}, or the path of a TOML or YAML "
@@ -305,7 +306,7 @@ def _read(path: pathlib.Path) -> Any:
             f"{path}: a table must be a .toml, .yaml or .yml file. Received: {path.suffix!r}"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a mark first
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: the table cannot be read: {error}") from None
     if suffix == ".toml":
@@ -319,8 +320,19 @@ def _read(path: pathlib.Path) -> Any:
         )
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses what TOML refuses: a key that comes twice."""
+
+    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key {twice!r} comes twice{node.start_mark}")
+        return dict(loader.construct_pairs(node, deep=True))
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -489,7 +501,22 @@ def _rule_problems(row: dict[str, Any]) -> list[str]:
                 f"`{key}` must be a number of pJ, 0 or more, or three of them: "
                 f"[low, middle, high]. Received: {key}={value!r}"
             )
-    return found
+    if found:
+        return found
+    width = 8  # a fit need not hold where other rows are published
+    low, middle, high = (
+        sum(_three(row.get(key, 0))[i] * width**power for power, key in enumerate(_COEFFICIENTS))
+        for i in range(3)
+    )
+    if not low <= middle <= high:
+        given = ", ".join(f"{key}={row[key]!r}" for key in present)
+        return [f"low <= middle <= high must hold at {width} bits. Received: {given}"]
+    return []
+
+
+def _three(value: Any) -> list[float]:
+    """A coefficient as low, middle and high."""
+    return list(value) if isinstance(value, list) else [value] * 3
 
 
 def _unknown(key: Any, known: set[str]) -> str:
@@ -500,5 +527,10 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+_LARGEST_PJ = 1e9
+"""A millijoule for one operation: beyond it is a slip of the pen."""
+
+
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and -_LARGEST_PJ <= value <= _LARGEST_PJ

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,12 +67,13 @@ def is_backward(name: str) -> bool:
     return _BACKWARD.search(name) is not None
 
 
-def training_step(model: Any, batch: Any) -> Trace:
+def training_step(model: Any, batch: Any, per_replica: bool = False) -> Trace:
     """Traces one training step: forward, loss, backward and update.
 
     Args:
         model: A Keras or tf_keras model, or any callable, which is called with the batch.
         batch: What one step is given; see `tf_lns.energy.tally`.
+        per_replica: The batch is that of each replica, not of all together.
 
     Raises:
         TypeError: `model` is not callable.
@@ -93,18 +95,45 @@ def training_step(model: Any, batch: Any) -> Trace:
             "loss, and without an update.",
         )
         return _trace(lambda data: _plain_step(model, data), batch, model, notes)
-    if not getattr(model.optimizer, "built", True):
-        model.optimizer.build(model.trainable_variables)
+    _build_optimizer(model)
+    batch = batch if per_replica else _of_replica(model, batch)
     return _trace(model.train_step, batch, model)
 
 
-def evaluation_step(model: Any, batch: Any) -> Trace:
+def evaluation_step(model: Any, batch: Any, per_replica: bool = False) -> Trace:
     """Traces one step of `evaluate`; arguments as in `training_step`."""
     batch = _batch_for(model, batch)
     _build(model, batch)
     if not _is_compiled(model):
         return _trace(lambda data: model(_inputs_of(data), training=False), batch, model)
+    batch = batch if per_replica else _of_replica(model, batch)
     return _trace(model.test_step, batch, model)
+
+
+def _build_optimizer(model: Any) -> None:
+    """Makes the optimizer's state, where the model's strategy wants it."""
+    optimizer = model.optimizer
+    buildable = hasattr(optimizer, "build") and not keras_hooks.is_built(optimizer)
+    if buildable and model.trainable_variables:
+        with model.distribute_strategy.scope():
+            optimizer.build(model.trainable_variables)
+
+
+def _replicas(model: Any) -> int:
+    strategy = getattr(model, "distribute_strategy", None)
+    return strategy.num_replicas_in_sync if strategy is not None else 1
+
+
+def _of_replica(model: Any, specs: Any) -> Any:
+    """What each replica is given of a batch; the largest share where it does not divide."""
+    replicas = _replicas(model)
+
+    def share(spec: tf.TensorSpec | None) -> tf.TensorSpec | None:
+        if spec is None or not spec.shape.rank:
+            return spec
+        return tf.TensorSpec((-(-spec.shape[0] // replicas), *spec.shape[1:]), spec.dtype)
+
+    return specs if replicas == 1 else tf.nest.map_structure(share, specs)
 
 
 def _plain_step(model: Any, data: Any) -> Any:
@@ -127,7 +156,7 @@ def _is_model(model: Any) -> bool:
 
 def _is_compiled(model: Any) -> bool:
     """Whether a model knows how it is trained; its own `train_step` may need no loss."""
-    return getattr(model, "optimizer", None) is not None
+    return bool(getattr(model, "compiled", False)) or getattr(model, "optimizer", None) is not None
 
 
 def _model_classes() -> list[tuple[type, Any]]:
@@ -187,7 +216,24 @@ def _batch_for(model: Any, batch: Any) -> Any:
             "`batch` must be what one step is given: (inputs, targets), inputs alone, a "
             f"tf.data.Dataset of batches, or a batch size. Received: batch={batch!r}"
         )
-    return _specifications(batch)
+    specs = _specifications(batch)
+    alone = not isinstance(specs, tuple) or len(specs) == 1
+    if alone and _is_compiled(model) and getattr(model, "loss", None) is not None:
+        return _with_targets(model, specs)
+    return specs
+
+
+def _with_targets(model: Any, inputs: Any) -> Any:
+    """Inputs, and targets of the shapes that the outputs have."""
+    inputs = _inputs_of(inputs)
+
+    def call(x: Any) -> Any:
+        return model(x, training=False)
+
+    outputs = tf.function(call).get_concrete_function(inputs).structured_outputs
+    leaves = [tf.TensorSpec(y.shape, y.dtype) for y in tf.nest.flatten(outputs)]
+    targets = [_target(model, spec, i) for i, spec in enumerate(leaves)]
+    return inputs, tf.nest.pack_sequence_as(outputs, targets)
 
 
 def _is_static(specs: Any) -> bool:
@@ -258,8 +304,10 @@ def _target(model: Any, output: tf.TensorSpec, index: int) -> tf.TensorSpec:
 
 def _build(model: Any, specs: Any) -> None:
     """Gives a model that is not built yet its variables."""
-    if not model.built:
-        zeros = tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), _inputs_of(specs))
+    if model.built:
+        return
+    zeros = tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), _inputs_of(specs))
+    with contextlib.suppress(NotImplementedError):  # its `train_step` has to do without a `call`
         model(zeros, training=False)
 
 
@@ -309,6 +357,7 @@ def _scopes(model: Any) -> Iterator[_Paths]:
     """Inside, layers and optimizers run within name scopes that tell which they are."""
     paths = _Paths(model)
     layers, updates = [], []
+    before = is_counting()
     for _, module in _model_classes():
         layers.append((module.layers.Layer, "__call__"))
         name = "apply" if module is keras else "apply_gradients"
@@ -318,7 +367,19 @@ def _scopes(model: Any) -> Iterator[_Paths]:
         keras_hooks.around_methods(layers, paths.scope),
         keras_hooks.around_methods(updates, _update_scope),
     ):
-        yield paths
+        _state.counting = True
+        try:
+            yield paths
+        finally:
+            _state.counting = before
+
+
+_state = threading.local()
+
+
+def is_counting() -> bool:
+    """Whether this thread traces a step in order to count it."""
+    return getattr(_state, "counting", False)
 
 
 def _trace(
@@ -327,7 +388,7 @@ def _trace(
     """Traces `step(data)` for data of the given specifications."""
     specs = _specifications(specs)
     strategy: Any = getattr(model, "distribute_strategy", None)
-    replicas = strategy.num_replicas_in_sync if strategy is not None else 1
+    replicas = _replicas(model)
 
     @tf.autograph.experimental.do_not_convert
     def run(data: Any) -> Any:
@@ -384,8 +445,7 @@ def prunable_step(model: Any, batch: Any) -> PrunableStep:
     """
     specs = _batch_for(model, batch)
     _build(model, specs)
-    if not keras_hooks.is_built(model.optimizer):
-        model.optimizer.build(model.trainable_variables)
+    _build_optimizer(model)
     flat = _leaves(specs)
 
     @tf.autograph.experimental.do_not_convert

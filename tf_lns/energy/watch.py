@@ -1,9 +1,9 @@
 """Which steps a model executes: their shapes, noted inside the compiled step itself.
 
 A callback is not shown the data. So the model's `train_step` (or `test_step`) gets a
-companion that writes the shapes of its batch into a small variable, which is read after
-each call: exact for smaller last batches, for several steps per execution, under jit and on
-every replica.
+companion that writes the shapes of its batch into a small variable, which is read now and
+then: exact for smaller last batches, for several steps per execution, under jit and on every
+replica.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tf_lns import keras_hooks
+from tf_lns.energy import trace
 
-_MOST_STEPS = 256
-"""Steps per execution that are noted each by itself where their number may change."""
+SPARE_ROWS = 256
+"""Executions that may go by before they are looked at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,64 +47,50 @@ class _Layout:
         structure: Nest of specifications with dimensions that may be unknown.
         rows: Shapes of the last executions, one per row, after the number of the execution.
         counter: Number of executions.
-        seen: How many of them have been taken.
+        share: See `Step`.
     """
 
     structure: Any
     rows: tf.Variable
     counter: tf.Variable
     share: float
-    seen: int = 0
 
 
-class StepWatcher:
-    """Notes the shapes of the batches on which a model's step is executed.
-
-    Args:
-        model: A model of Keras or tf_keras.
-        method: `"train_step"` or `"test_step"`.
-        function: Name of the attribute that caches the compiled step: `"train_function"` or
-            `"test_function"`.
-    """
+class _Companion:
+    """Notes the shapes of the batches on which one step function of a model is executed."""
 
     def __init__(self, model: Any, method: str, function: str):
-        self.model = model
+        self._model = weakref.ref(model)
         self._method = method
         self._function = function
         self._compiled: Any = None
-        self._layouts: dict[Any, _Layout] = {}
+        self.layouts: dict[Any, _Layout] = {}
         self._steps: dict[Any, Step] = {}
-        self._lock = threading.Lock()
-        self._silent = False
-
-    # --- On and off ------------------------------------------------------------------
 
     def install(self) -> None:
-        """Puts the companion in; the model compiles its step again unless it has it already."""
-        if self._method in vars(self.model):
+        """Goes into the model, which compiles its step again unless it has this one."""
+        model = self._model()
+        if vars(model).get(self._method) is not None:
             return
-        original = getattr(self.model, self._method)
+        original = getattr(model, self._method)
 
         @functools.wraps(original)
         def step(data: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self._silent:
+            if not trace.is_counting():
                 self._note(data)
             return original(data, *args, **kwargs)
 
-        keras_hooks.set_untracked(self.model, self._method, step)
-        compiled = getattr(self.model, self._function)
+        keras_hooks.set_untracked(model, self._method, step)
+        compiled = getattr(model, self._function)
         if compiled is None or compiled is not self._compiled:
-            setattr(self.model, self._function, None)
+            setattr(model, self._function, None)
 
     def remove(self) -> None:
-        """Takes the companion out; a step that is compiled keeps it, and goes on unhindered."""
-        if self._method in vars(self.model):
-            delattr(self.model, self._method)
-        self._compiled = getattr(self.model, self._function)
-
-    def silent(self) -> _Silent:
-        """A context in which the step may be traced without being noted."""
-        return _Silent(self)
+        """Leaves the model; a step that is compiled goes on with its companion, unhindered."""
+        model = self._model()
+        if vars(model).get(self._method) is not None:
+            delattr(model, self._method)
+        self._compiled = getattr(model, self._function)
 
     # --- Inside the step -------------------------------------------------------------
 
@@ -122,68 +110,38 @@ class StepWatcher:
         number = layout.counter.assign_add(1, read_value=True)
         dims = [tf.shape(x, out_type=tf.int64) for x in tensors if x.shape.rank]
         row = tf.concat([tf.reshape(number, (1,)), *dims], 0)
-        slots = layout.rows.shape[0]
-        if slots == 1:
-            layout.rows.assign(tf.reshape(row, (1, -1)))
-        else:
-            layout.rows.scatter_nd_update([[(number - 1) % slots]], [row])
+        slot = (number - 1) % layout.rows.shape[0]
+        layout.rows.scatter_nd_update([[slot]], [row])
 
     def _layout(self, data: Any, leaves: list[Any]) -> _Layout:
         """The place for batches of this structure on this replica; made at the first."""
-        specs = [None if x is None else tf.TensorSpec((None,) * x.ndim, x.dtype) for x in leaves]
+        model: Any = self._model()
+        specs = [
+            None if x is None else tf.TensorSpec((None,) * x.shape.rank, x.dtype) for x in leaves
+        ]
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group if context is not None else 0
         replica = replica if isinstance(replica, int) else int(tf.get_static_value(replica) or 0)
         replicas = context.num_replicas_in_sync if context is not None else 1
         key = (replica, str(specs))
-        if key not in self._layouts:
-            width = 1 + sum(x.ndim for x in leaves if x is not None)
-            slots = self._slots()
+        if key not in self.layouts:
+            width = 1 + sum(x.shape.rank for x in leaves if x is not None)
+            slots = SPARE_ROWS + _steps_per_execution(model)
             with keras_hooks.late_creation():
-                self._layouts[key] = _Layout(
+                self.layouts[key] = _Layout(
                     structure=tf.nest.pack_sequence_as(data, specs),
                     rows=tf.Variable(tf.zeros((slots, width), tf.int64), trainable=False),
                     counter=tf.Variable(tf.zeros((), tf.int64), trainable=False),
                     share=1 / replicas,
                 )
-        return self._layouts[key]
-
-    def _slots(self) -> int:
-        """How many steps may be executed before they are taken."""
-        steps = getattr(self.model, "steps_per_execution", None)
-        if not isinstance(steps, tf.Variable):
-            return int(steps or 1)
-        with tf.init_scope():  # tf_keras: a variable, which may grow while the step stays compiled
-            steps = int(tf.convert_to_tensor(steps))
-        grows = steps > 1 or self.model.autotune_steps_per_execution
-        return max(steps, _MOST_STEPS) if grows else 1
+        return self.layouts[key]
 
     # --- Outside ---------------------------------------------------------------------
 
-    @property
-    def layouts(self) -> int:
-        """How many structures of batches have been met; 0 if the step never ran."""
-        return len(self._layouts)
-
-    def take(self) -> list[Step]:
-        """The steps that were executed since the last call, in order."""
-        found = []
-        with self._lock:
-            for key, layout in list(self._layouts.items()):
-                rows = layout.rows.numpy()
-                new = rows[rows[:, 0] > layout.seen]
-                if not len(new):
-                    continue
-                new = new[np.argsort(new[:, 0])]
-                missed = int(new[-1, 0]) - layout.seen - len(new)
-                layout.seen = int(new[-1, 0])
-                steps = [self._step(key, layout, tuple(row[1:])) for row in new]
-                # Rows that were overwritten before they could be read were like these.
-                found += steps[:1] * missed + steps
-        return found
-
-    def _step(self, key: Any, layout: _Layout, dims: tuple[int, ...]) -> Step:
+    def step_of(self, key: Any, dims: tuple[int, ...]) -> Step:
+        """The step of a layout with these dimensions; always the same object."""
         if (key, dims) not in self._steps:
+            layout = self.layouts[key]
             rest = list(map(int, dims))
             shaped = []
             for spec in tf.nest.flatten(layout.structure):
@@ -199,12 +157,81 @@ class StepWatcher:
         return self._steps[(key, dims)]
 
 
-class _Silent:
-    def __init__(self, watcher: StepWatcher):
-        self._watcher = watcher
+def _steps_per_execution(model: Any) -> int:
+    """How many steps a call of the compiled function executes.
 
-    def __enter__(self) -> None:
-        self._watcher._silent = True
+    In tf_keras it is a variable, which may grow while the step stays compiled; `SPARE_ROWS`
+    leaves room for that.
+    """
+    steps = getattr(model, "steps_per_execution", None)
+    if isinstance(steps, tf.Variable):
+        with tf.init_scope():
+            steps = int(tf.convert_to_tensor(steps))
+    return int(steps or 1)
 
-    def __exit__(self, *exception: Any) -> None:
-        self._watcher._silent = False
+
+_companions: weakref.WeakKeyDictionary[Any, dict[str, _Companion]] = weakref.WeakKeyDictionary()
+_watching: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+"""How many watchers each companion serves."""
+
+
+class StepWatcher:
+    """Takes note of the steps that a model executes from now on.
+
+    Any number of watchers share one companion of the model's step.
+
+    Args:
+        model: A model of Keras or tf_keras.
+        method: `"train_step"` or `"test_step"`.
+        function: Name of the attribute that caches the compiled step: `"train_function"` or
+            `"test_function"`.
+    """
+
+    def __init__(self, model: Any, method: str, function: str):
+        self.model = model
+        own = _companions.setdefault(model, {})
+        self._companion = own.setdefault(method, _Companion(model, method, function))
+        self._seen = {key: self._count(key) for key in self._companion.layouts}
+        self._installed = False
+        self._lock = threading.Lock()
+
+    def _count(self, key: Any) -> int:
+        return int(self._companion.layouts[key].counter.numpy())
+
+    def install(self) -> None:
+        """Puts the companion into the model."""
+        if not self._installed:
+            _watching[self._companion] = _watching.get(self._companion, 0) + 1
+            self._installed = True
+        self._companion.install()
+
+    def remove(self) -> None:
+        """Takes the companion out if no other watcher needs it."""
+        if self._installed:
+            self._installed = False
+            _watching[self._companion] -= 1
+        if not _watching.get(self._companion):
+            self._companion.remove()
+
+    @property
+    def ran(self) -> bool:
+        """Whether the step was ever traced with its companion."""
+        return bool(self._companion.layouts)
+
+    def take(self) -> list[Step]:
+        """The steps that were executed since the last call, in order."""
+        found = []
+        with self._lock:
+            for key, layout in list(self._companion.layouts.items()):
+                rows = layout.rows.numpy()
+                seen = self._seen.get(key, 0)
+                new = rows[rows[:, 0] > seen]
+                if not len(new):
+                    continue
+                new = new[np.argsort(new[:, 0])]
+                missed = int(new[-1, 0]) - seen - len(new)
+                self._seen[key] = int(new[-1, 0])
+                steps = [self._companion.step_of(key, tuple(row[1:])) for row in new]
+                # Rows that were overwritten before they could be read were like these.
+                found += steps[:1] * missed + steps
+        return found
