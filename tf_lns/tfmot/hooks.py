@@ -1,0 +1,139 @@
+"""Every private hook of tf_keras and tfmot that tf_lns.tfmot relies on, and nothing else.
+
+`tests/test_tfmot_hooks.py` checks each one and fails loudly when a release changes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from tf_lns import keras_hooks
+
+# --- Variables of a layer ---------------------------------------------------------------------
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """A layer's own variables in the order in which tf_keras saves them."""
+    return [*layer._trainable_weights, *layer._non_trainable_weights]
+
+
+def replace_variable(layer: Any, old: Any, new: Any) -> None:
+    """Puts `new` where `old` stands: attributes, lists, the trackables and the regularizer.
+
+    Args:
+        layer: The layer that owns the variable.
+        old: The variable that is there, compared by identity.
+        new: The variable to be there; on several devices, checkpoints know its first copy.
+    """
+    for variables in (layer._trainable_weights, layer._non_trainable_weights):
+        for i, variable in enumerate(variables):
+            if variable is old:
+                variables[i] = new
+    for name, value in list(vars(layer).items()):
+        if value is old:
+            vars(layer)[name] = new
+            layer._track_trackable(keras_hooks.parts(new)[0], name, overwrite=True)
+    layer._callable_losses = [_follow(loss, old, new) for loss in layer._callable_losses]
+
+
+def _follow(loss: Any, old: Any, new: Any) -> Any:
+    """A regularizer's loss, which holds the variable it is of."""
+    if isinstance(loss, functools.partial) and any(arg is old for arg in loss.args):
+        return functools.partial(loss.func, *(new if a is old else a for a in loss.args))
+    return loss
+
+
+def add_variable(layer: Any, variable: Any, name: str, tracked: Any) -> None:
+    """Adds a variable to those that a layer lists as its own, not trainable.
+
+    Args:
+        layer: The layer.
+        variable: What its lists show.
+        name: Name under which checkpoints know it.
+        tracked: What checkpoints save.
+    """
+    layer._non_trainable_weights.append(variable)
+    layer._track_trackable(tracked, name, overwrite=True)
+
+
+def set_untracked(layer: Any, name: str, value: Any) -> None:
+    """Sets an attribute of a layer that no tracker wraps or looks into."""
+    vars(layer)[name] = value
+
+
+class Swapped:
+    """Inside, attributes of objects have other values; the present ones come back."""
+
+    def __init__(self) -> None:
+        self._present: list[tuple[Any, str, Any]] = []
+
+    def set(self, holder: Any, name: str, value: Any) -> None:
+        """Gives an attribute a value behind the back of the trackers."""
+        self._present.append((holder, name, vars(holder).get(name, self)))
+        vars(holder)[name] = value
+
+    def __enter__(self) -> Swapped:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        while self._present:
+            holder, name, value = self._present.pop()
+            if value is self:
+                del vars(holder)[name]
+            else:
+                vars(holder)[name] = value
+
+
+# --- Layers -----------------------------------------------------------------------------------
+
+
+def call_arguments(layer: Any) -> set[str]:
+    """Names of the arguments of a layer's `call`."""
+    return set(inspect.signature(layer.call).parameters)
+
+
+def share_activity_regularizer(wrapper: Any, layer: Any) -> None:
+    """Lets a wrapper that runs a layer's `call` apply the layer's activity regularizer."""
+    wrapper._activity_regularizer = getattr(layer, "_activity_regularizer", None)
+
+
+def computes_mask(layer: Any) -> bool:
+    """Whether a layer hands on a mask, or makes one."""
+    return layer.supports_masking or not getattr(layer.compute_mask, "_is_default", False)
+
+
+def mark_built(layer: Any, input_shape: Any) -> None:
+    """What `Layer.build` itself does."""
+    tf_keras.layers.Layer.build(layer, input_shape)
+
+
+def forget_calls(layer: Any) -> None:
+    """Drops the nodes of the calls of a layer so far: its next one is its first."""
+    layer._inbound_nodes.clear()
+    layer._outbound_nodes.clear()
+
+
+# --- Models -----------------------------------------------------------------------------------
+
+
+def edges(model: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Each call of a layer within a model: the layer, and the layers that its inputs come from."""
+    for nodes in model._nodes_by_depth.values():
+        for node in nodes:
+            yield node.layer, tf.nest.flatten(node.inbound_layers) if node.parent_nodes else []
+
+
+def output_layers(model: Any) -> list[Any]:
+    """The layers whose outputs are the model's."""
+    return list(model._output_layers)
+
+
+def is_graph(model: Any) -> bool:
+    """Whether a model's layers and their order are known."""
+    return bool(getattr(model, "_is_graph_network", False))
