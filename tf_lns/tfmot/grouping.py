@@ -106,7 +106,7 @@ def places_of(
 
     for name, place in places.items():
         row = place.row
-        if place.quantized and row is not None and row.kind == "product" and row.quantized_inputs:
+        if place.quantized and row is not None and row.kind == "product" and row.operands != 0:
             place.inputs = not all(on_grid(source) for source in producers.get(name, [""]) if source)
     return places
 

@@ -19,6 +19,7 @@ import tf_keras
 
 from tf_lns.layers.core import LNSEinsumDense
 from tf_lns.roles import role_of
+from tf_lns.tfmot import inside
 
 Axes = Callable[[Any, Any], tuple[int, ...]]
 """From a layer and its weight to the weight's axes that count output channels."""
@@ -60,15 +61,18 @@ class Row:
     Attributes:
         kind: One of `KINDS`.
         weights: Names of the weights that products read, each with its axes.
-        quantized_inputs: Whether the inputs of `call` are operands of the product.
+        operands: How many of the inputs of `call` are operands of the product; None for all.
         absorbs: Whether it takes the place of the quantizer of the layer before it: "products"
             of linear products, "all" of whatever is before it.
     """
 
     kind: str
     weights: tuple[tuple[str, Axes], ...] = ()
-    quantized_inputs: bool = True
+    operands: int | None = None
     absorbs: str = ""
+
+    def prepare(self, layer: Any, input_shape: Any) -> None:
+        """Builds what is still to be built in a layer that is built."""
 
     def weights_of(self, layer: Any) -> Iterator[Weight]:
         """The weights of a built layer that products read."""
@@ -78,6 +82,17 @@ class Row:
     def activated(self, layer: Any) -> list[Any]:
         """The layers inside before whose activation function errors go through Q_E."""
         return [layer] if callable(vars(layer).get("activation")) else []
+
+    def quantizes_errors(self, layer: Any) -> bool:
+        """Whether errors are quantized inside, and not where they enter."""
+        return bool(self.activated(layer))
+
+    def ranges_inside(self, layer: Any) -> int:
+        """How many activations inside have a recorded range."""
+        return 0
+
+    def install(self, layer: Any, running: inside.Running) -> None:
+        """Puts quantizers inside of the layer, for the time of a call."""
 
 
 class CustomRow(Row):
@@ -89,6 +104,118 @@ class CustomRow(Row):
             is_own = any(value is weight for weight in layer._trainable_weights)
             if is_own and role_of(value.name.split("/")[-1], value.shape):
                 yield Weight(layer, name, _last(layer, value))
+
+
+class SeparableRow(Row):
+    """Two products in one layer."""
+
+    def ranges_inside(self, layer: Any) -> int:
+        """What lies between the two kernels."""
+        return 1
+
+    def install(self, layer: Any, running: inside.Running) -> None:
+        """Takes the two apart."""
+        inside.separable(layer, running)
+
+
+class AttentionRow(Row):
+    """Four projections and two products between activations."""
+
+    def _projections(self, layer: Any) -> list[Any]:
+        return [layer._query_dense, layer._key_dense, layer._value_dense, layer._output_dense]
+
+    def prepare(self, layer: Any, input_shape: Any) -> None:
+        """The projections, which a layer from a file makes without building them."""
+        if not layer._built_from_signature:
+            layer._build_from_signature(input_shape, input_shape)
+        query, key, value = layer._query_shape, layer._key_shape, layer._value_shape
+        output = [*query[:-1], layer._num_heads, layer._value_dim]
+        shapes = query, key, value, output
+        for dense, shape in zip(self._projections(layer), shapes, strict=True):
+            if not dense.built:
+                dense.build(shape)
+                dense.built = True
+
+    def weights_of(self, layer: Any) -> Iterator[Weight]:
+        """The kernels of the projections."""
+        for dense in self._projections(layer):
+            yield Weight(dense, "kernel", LNSEinsumDense.gradient_axis(dense, dense.kernel))
+
+    def activated(self, layer: Any) -> list[Any]:
+        """The projections."""
+        return self._projections(layer)
+
+    def ranges_inside(self, layer: Any) -> int:
+        """Query, key, probabilities, value, and the operand of the last projection."""
+        return 5
+
+    def install(self, layer: Any, running: inside.Running) -> None:
+        """Puts the products between activations in LNS."""
+        inside.attention(layer, running)
+
+
+class RecurrentRow(Row):
+    """A loop over time around a cell."""
+
+    def weights_of(self, layer: Any) -> Iterator[Weight]:
+        """The kernels of the cell."""
+        for name in ("kernel", "recurrent_kernel"):
+            yield Weight(layer.cell, name, _last(layer, getattr(layer.cell, name)))
+
+    def quantizes_errors(self, layer: Any) -> bool:
+        """In each time step."""
+        return True
+
+    def ranges_inside(self, layer: Any) -> int:
+        """The operands of the products with the state."""
+        return inside.range_count(layer.cell)
+
+    def install(self, layer: Any, running: inside.Running) -> None:
+        """Runs the loop of tf_lns."""
+        inside.recurrent(layer, running)
+
+
+class AroundRow(Row):
+    """A layer around others, which has what those have.
+
+    Args:
+        row: The row of the layers inside.
+        names: Attributes that hold them.
+    """
+
+    def __init__(self, row: Row, *names: str):
+        super().__init__(row.kind, operands=row.operands, absorbs=row.absorbs)
+        object.__setattr__(self, "row", row)
+        object.__setattr__(self, "names", names)
+
+    def _layers(self, layer: Any) -> list[Any]:
+        return [getattr(layer, name) for name in vars(self)["names"]]
+
+    @property
+    def _row(self) -> Row:
+        return vars(self)["row"]
+
+    def weights_of(self, layer: Any) -> Iterator[Weight]:
+        """Those of the layers inside."""
+        for inner in self._layers(layer):
+            yield from self._row.weights_of(inner)
+
+    def activated(self, layer: Any) -> list[Any]:
+        """Those inside."""
+        return [held for inner in self._layers(layer) for held in self._row.activated(inner)]
+
+    def quantizes_errors(self, layer: Any) -> bool:
+        """As the layers inside do."""
+        return all(self._row.quantizes_errors(inner) for inner in self._layers(layer))
+
+    def ranges_inside(self, layer: Any) -> int:
+        """Those of the layers inside."""
+        return sum(self._row.ranges_inside(inner) for inner in self._layers(layer))
+
+    def install(self, layer: Any, running: inside.Running) -> None:
+        """In each layer inside."""
+        for inner in self._layers(layer):
+            self._row.install(inner, running)
 
 
 _layers = tf_keras.layers
@@ -110,7 +237,13 @@ _add(
     _product(("kernel", lambda layer, weight: LNSEinsumDense.gradient_axis(layer, weight))),
     "EinsumDense",
 )
-_add(_product(("embeddings", _last), quantized_inputs=False), "Embedding")
+_add(_product(("embeddings", _last), operands=0), "Embedding")
+_add(
+    SeparableRow("product", (("depthwise_kernel", _last_two), ("pointwise_kernel", _last))),
+    *("SeparableConv1D", "SeparableConv2D"),
+)
+_add(AttentionRow("product", operands=3), "MultiHeadAttention")
+_add(RecurrentRow("product", operands=1), "SimpleRNN", "LSTM", "GRU")
 _add(_product(), "Dot")
 _add(
     Row("values"),
@@ -142,6 +275,15 @@ CUSTOM = CustomRow("product")
 
 def row_of(layer: Any) -> Row | None:
     """The row of a layer's class, matched exactly; None where there is none."""
+    if type(layer) is _layers.TimeDistributed:
+        row = row_of(layer.layer)
+        return None if row is None else AroundRow(row, "layer")
+    if type(layer) is _layers.Bidirectional:
+        row, other = row_of(layer.forward_layer), row_of(layer.backward_layer)
+        return AroundRow(row, "forward_layer", "backward_layer") if row and other else None
+    if type(layer) is _layers.RNN:
+        known = type(layer.cell) in (_layers.SimpleRNNCell, _layers.LSTMCell, _layers.GRUCell)
+        return _ROWS[_layers.LSTM] if known else None
     return _ROWS.get(type(layer))
 
 

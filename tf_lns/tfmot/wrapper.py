@@ -11,7 +11,9 @@ import tf_keras
 
 from tf_lns.layers.mixin import ActivationMixin
 from tf_lns.tfmot import hooks, weights
+from tf_lns.tfmot.inside import Running
 from tf_lns.tfmot.quantize_config import LNSQuantizeConfig
+from tf_lns.tfmot.quantizer import Recorded
 from tf_lns.tfmot.registry import CUSTOM, Weight, row_of
 from tf_lns.variable import LNSCell
 
@@ -78,9 +80,14 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
             with tf.name_scope(self.layer.name):
                 self.layer.build(input_shape)
             self.layer.built = True
+        self._row.prepare(self.layer, input_shape)
         self._make_integers()
-        count = len(tf.nest.flatten(_as_leaves(input_shape))) if self.quantize_inputs else 0
-        for i in range(count + int(self.quantize_outputs)):
+        operands = self._row.operands
+        if operands is None:
+            operands = len(tf.nest.flatten(_as_leaves(input_shape)))
+        self._operands = operands if self.quantize_inputs else 0
+        inside = self._row.ranges_inside(self.layer)
+        for i in range(self._operands + inside + int(self.quantize_outputs)):
             self._add_range(f"range_{i}")
         hooks.mark_built(self, input_shape)
 
@@ -147,51 +154,69 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
         """The layer's own call, with quantizers around it and quantized weights inside."""
         if training is None:
             training = tf_keras.backend.learning_phase()
-        inputs, args = self._quantized_inputs(inputs, args, training)
+        inputs, args, kwargs = self._quantized_inputs(inputs, args, kwargs, training)
         takes = hooks.call_arguments(self.layer)
         if "training" in takes:
             kwargs["training"] = training
         if "mask" in takes:
             kwargs["mask"] = mask
-        outputs = self._run(inputs, args, kwargs)
+        outputs, seen = self._run(inputs, args, kwargs, training)
+        return self._after(outputs, seen, training)
+
+    @tf.autograph.experimental.do_not_convert
+    def _after(self, outputs: Any, seen: list[tuple[Any, tf.Tensor]], training: Any) -> Any:
+        for recorded, largest in seen:
+            Recorded(self.lns_config, recorded).record_range(largest)
         if not self.quantize_outputs:
             return outputs
         index = len(self._ranges) - 1
-        return tf.nest.map_structure(
-            lambda y: self.quantize_activation(y, index, training) if _is_float(y) else y, outputs
-        )
+        flat = tf.nest.flatten(outputs)  # of several, the others are states of a loop
+        flat[0] = self.quantize_activation(flat[0], index, training)
+        return tf.nest.pack_sequence_as(outputs, flat)
 
     @tf.autograph.experimental.do_not_convert
-    def _quantized_inputs(self, inputs: Any, args: tuple, training: Any) -> tuple[Any, tuple]:
+    def _quantized_inputs(
+        self, inputs: Any, args: tuple, kwargs: dict[str, Any], training: Any
+    ) -> tuple[Any, tuple, dict[str, Any]]:
         if not self.quantize_inputs:
-            return inputs, args
+            return inputs, args, kwargs
         done: dict[int, Any] = {}  # self-attention gets one tensor three times
 
         def quantized(x: Any) -> Any:
-            if not isinstance(x, tf.Tensor):
+            is_operand = id(x) in done or len(done) < self._operands
+            if not isinstance(x, tf.Tensor) or not x.dtype.is_floating or not is_operand:
                 return x
             if id(x) not in done:
-                index = min(len(done), len(self._ranges) - 1 - int(self.quantize_outputs))
-                done[id(x)] = self.quantize_activation(x, index, training)
-            return done[id(x)]
+                done[id(x)] = x, self.quantize_activation(x, len(done), training)
+            return done[id(x)][1]
 
         inputs = tf.nest.map_structure(quantized, inputs)
-        return inputs, tuple(tf.nest.map_structure(quantized, arg) for arg in args)
+        args = tuple(tf.nest.map_structure(quantized, arg) for arg in args)
+        named = {name: quantized(kwargs[name]) for name in ("value", "key") if name in kwargs}
+        return inputs, args, {**kwargs, **named}
 
-    def _run(self, inputs: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _run(self, inputs: Any, args: tuple, kwargs: dict[str, Any], training: Any) -> Any:
         """The layer's call while Q_W of its weights stand in their places."""
-        reads = [(weight, self._read(weight.holder, variable)) for weight, variable in self._cells]
-        activated = self._row.activated(self.layer) if self._row.kind == "product" else []
+        row, layer = self._row, self.layer
+        values = {
+            (id(weight.holder), weight.name): (weight, self._read(weight.holder, variable))
+            for weight, variable in self._cells
+        }
         with hooks.Swapped() as swapped:
-            for weight, value in reads:
+            for weight, value in values.values():
                 swapped.set(weight.holder, weight.name, value)
-            for holder in activated:
-                function = functools.partial(self._after_error, holder.activation)
-                swapped.set(holder, "activation", function)
-            outputs = self.layer.call(inputs, *args, **kwargs)
-        if activated or self._row.kind != "product":
-            return outputs
-        return tf.nest.map_structure(self.quantize_error, outputs)
+            inside = self._ranges[self._operands : len(self._ranges) - int(self.quantize_outputs)]
+            tensors = {key: value for key, (_, value) in values.items()}
+            running = Running(self.lns_config, training, swapped, tensors, inside)
+            row.install(layer, running)
+            if row.kind == "product":
+                for holder in row.activated(layer):
+                    function = functools.partial(self._after_error, holder.activation)
+                    swapped.set(holder, "activation", function)
+            outputs = layer.call(inputs, *args, **kwargs)
+        if row.kind == "product" and not row.quantizes_errors(layer):
+            outputs = tf.nest.map_structure(self.quantize_error, outputs)
+        return outputs, running.seen
 
     def _after_error(self, function: Any, z: Any, *args: Any, **kwargs: Any) -> Any:
         return function(self.quantize_error(z), *args, **kwargs)
@@ -233,10 +258,6 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
             config.pop("layer"), custom_objects=custom_objects, use_legacy_format=False
         )
         return cls(layer, quantize_config, **config)
-
-
-def _is_float(x: Any) -> bool:
-    return isinstance(x, tf.Tensor) and x.dtype.is_floating
 
 
 def _as_leaves(shape: Any) -> Any:
