@@ -99,8 +99,12 @@ def call_arguments(layer: Any) -> set[str]:
 
 
 def share_activity_regularizer(wrapper: Any, layer: Any) -> None:
-    """Lets a wrapper that runs a layer's `call` apply the layer's activity regularizer."""
+    """Lets a wrapper that runs a layer's `call` apply the layer's activity regularizer.
+
+    What the layer itself has added to the losses, in models that are no more, is dropped.
+    """
     wrapper._activity_regularizer = getattr(layer, "_activity_regularizer", None)
+    layer._losses.clear()
 
 
 def computes_mask(layer: Any) -> bool:

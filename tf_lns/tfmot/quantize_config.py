@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +84,7 @@ class LNSQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         """Puts activation functions with Q_E where the plain ones were."""
         holders = (row_of(layer) or CUSTOM).activated(layer)
         for holder, quantized in zip(holders, quantize_activations, strict=True):
-            holder.activation = quantized.activation
+            holder.activation = quantized.activation.in_layer()
 
     def get_output_quantizers(self, layer: Any) -> list[LNSQuantizer]:
         """Q_A of the outputs, unless the layer moves values that were quantized before."""
@@ -119,29 +120,30 @@ class LNSQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         return f"LNSQuantizeConfig({self.config!r}, quantize_output={self.quantize_output!r})"
 
 
-@tf_keras.utils.register_keras_serializable(package="tf_lns")
 class ErrorQuantized:
-    """An activation function with Q_E before it, under tfmot's own wrapper.
+    """An activation function with Q_E before it, as tfmot's own wrapper takes it.
 
-    Files have the plain function: `from_config` returns it.
+    Args:
+        activation: The function, or what `in_layer` made of it.
+        config: The formats.
     """
 
     __name__ = "NoOpActivation"  # tfmot quantizes neither before nor after one of this name
 
     def __init__(self, activation: Callable, config: LNSConfig):
-        if isinstance(activation, ErrorQuantized):
-            activation = activation.activation
-        self.activation, self.lns_config = activation, config
+        self.activation = getattr(activation, "plain_activation", activation)
+        self.lns_config = config
 
     def __call__(self, z: Any, *args: Any, **kwargs: Any) -> Any:
         """``activation(z)``, whose gradient goes through Q_E."""
         return self.activation(error_of(self.lns_config).quantize_error(z), *args, **kwargs)
 
-    def get_config(self) -> dict[str, Any]:
-        """The plain function."""
-        return {"activation": tf_keras.activations.serialize(self.activation)}
+    def in_layer(self) -> Callable:
+        """The same for a layer to keep: a function that files have under the plain one's name."""
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        """The plain function."""
-        return tf_keras.activations.deserialize(config["activation"])
+        def activation(*args: Any, **kwargs: Any) -> Any:
+            return self(*args, **kwargs)
+
+        function: Any = functools.update_wrapper(activation, self.activation)
+        function.plain_activation = self.activation
+        return function

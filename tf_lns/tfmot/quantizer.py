@@ -107,6 +107,7 @@ class LNSQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
             dtype=tf.float32,
             initializer="zeros",
             trainable=False,
+            experimental_autocast=False,
             aggregation=tf.VariableAggregation.MEAN,
         )
         return {"kind": kind, "range": recorded}

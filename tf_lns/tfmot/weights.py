@@ -112,7 +112,7 @@ def make_integer(
     if not keeps_grid(constraint):
         raise ValueError(
             "A constraint moves weights off the grid of an integer weight and cannot hold there. "
-            f"Received: constraint={constraint!r} for {name}. Leave the layer float (annotate "
+            f"Received: constraint={constraint!r} for {name} of {layer.name!r}. Leave the layer float (annotate "
             "only the others), drop the constraint, or set `keeps_lns_grid = True` on one whose "
             "result lies on the grid."
         )

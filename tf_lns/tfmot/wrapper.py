@@ -122,6 +122,7 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
                 dtype=tf.float32,
                 initializer="zeros",
                 trainable=False,
+                experimental_autocast=False,
                 # On several devices the same for all: the mean of what each saw.
                 aggregation=tf.VariableAggregation.MEAN,
             )
