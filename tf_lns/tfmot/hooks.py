@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
+
+from tf_keras.src.mixed_precision.autocast_variable import AutoCastVariable
 
 from tf_lns import keras_hooks
 
@@ -21,6 +24,11 @@ from tf_lns import keras_hooks
 def own_variables(layer: Any) -> list[Any]:
     """A layer's own variables in the order in which tf_keras saves them."""
     return [*layer._trainable_weights, *layer._non_trainable_weights]
+
+
+def uncast(variable: Any) -> Any:
+    """The variable itself, where mixed precision has put one around it that casts reads."""
+    return variable._variable if isinstance(variable, AutoCastVariable) else variable
 
 
 def replace_variable(layer: Any, old: Any, new: Any) -> None:
@@ -77,6 +85,15 @@ class Swapped:
         """Gives an attribute a value behind the back of the trackers."""
         self._present.append((holder, name, vars(holder).get(name, self)))
         vars(holder)[name] = value
+
+    @contextlib.contextmanager
+    def unless_it_fails(self) -> Iterator[Swapped]:
+        """For `set` before the object is entered: an error brings the present values back."""
+        try:
+            yield self
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Swapped:
         return self

@@ -78,6 +78,7 @@ def separable(layer: Any, running: Running) -> None:
     """Depthwise, then pointwise convolution, each a product of its own."""
     view = View(layer, running, [None, *running.take(1)])
 
+    @tf.autograph.experimental.do_not_convert
     def call(inputs: Any) -> Any:
         if layer.padding == "causal":
             inputs = tf.pad(inputs, layer._compute_causal_padding(inputs))
@@ -100,6 +101,7 @@ class _Attention(View):
     def _inverse_root(self) -> float:
         return 1.0 / math.sqrt(float(self._key_dim))
 
+    @tf.autograph.experimental.do_not_convert
     def attend(
         self, query: Any, key: Any, value: Any, attention_mask: Any = None, training: Any = None
     ) -> tuple[Any, Any]:

@@ -79,7 +79,8 @@ class LNSScale(keras_hooks.BaseResourceVariable):
 
 def becomes_integer(variable: Any) -> bool:
     """Whether a float weight is one that integers can hold and train: float32, not all zero."""
-    if isinstance(cell_of(variable), LNSCell) or tf.as_dtype(variable.dtype) != tf.float32:
+    variable = hooks.uncast(variable)
+    if isinstance(cell_of(variable), LNSCell) or variable.dtype != tf.float32:
         return False
     return bool(np.any(np.abs(_values_of(variable)) >= np.float32(2.0**-126)))
 
@@ -153,7 +154,7 @@ def make_integer(
 
 def _values_of(variable: Any) -> np.ndarray:
     with tf.init_scope():
-        return np.asarray(variable.numpy(), np.float32)
+        return np.asarray(hooks.uncast(variable).numpy(), np.float32)
 
 
 # --- Files ------------------------------------------------------------------------------------

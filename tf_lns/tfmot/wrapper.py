@@ -156,24 +156,16 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
         if training is None:
             training = tf_keras.backend.learning_phase()
         inputs, args, kwargs = self._quantized_inputs(inputs, args, kwargs, training)
-        takes = hooks.call_arguments(self.layer)
-        if "training" in takes:
-            kwargs["training"] = training
-        if "mask" in takes:
-            kwargs["mask"] = mask
-        outputs, seen = self._run(inputs, args, kwargs, training)
-        return self._after(outputs, seen, training)
+        kwargs = {**kwargs, **self._context(training, mask)}
+        running = self._begin(training)
+        with running.swapped:  # AutoGraph converts the layer's call, and nothing of tf_lns
+            outputs = self.layer.call(inputs, *args, **kwargs)
+        return self._end(outputs, running)
 
-    @tf.autograph.experimental.do_not_convert
-    def _after(self, outputs: Any, seen: list[tuple[Any, tf.Tensor]], training: Any) -> Any:
-        for recorded, largest in seen:
-            Recorded(self.lns_config, recorded).record_range(largest)
-        if not self.quantize_outputs:
-            return outputs
-        index = len(self._ranges) - 1
-        flat = tf.nest.flatten(outputs)  # of several, the others are states of a loop
-        flat[0] = self.quantize_activation(flat[0], index, training)
-        return tf.nest.pack_sequence_as(outputs, flat)
+    def _context(self, training: Any, mask: Any) -> dict[str, Any]:
+        given = {"training": training, "mask": mask}
+        takes = hooks.call_arguments(self.layer)
+        return {name: value for name, value in given.items() if name in takes}
 
     @tf.autograph.experimental.do_not_convert
     def _quantized_inputs(
@@ -196,29 +188,37 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
         named = {name: quantized(kwargs[name]) for name in ("value", "key") if name in kwargs}
         return inputs, args, {**kwargs, **named}
 
-    def _run(self, inputs: Any, args: tuple, kwargs: dict[str, Any], training: Any) -> Any:
-        """The layer's call while Q_W of its weights stand in their places."""
+    @tf.autograph.experimental.do_not_convert
+    def _begin(self, training: Any) -> Running:
+        """Puts Q_W of the weights in their places, and Q_E before activation functions."""
         row, layer = self._row, self.layer
-        values = {
-            (id(weight.holder), weight.name): (weight, self._read(weight.holder, variable))
-            for weight, variable in self._cells
-        }
-        with hooks.Swapped() as swapped:
-            for weight, value in values.values():
+        values = [(weight, self._read(weight.holder, variable)) for weight, variable in self._cells]
+        inside = self._ranges[self._operands : len(self._ranges) - int(self.quantize_outputs)]
+        tensors = {(id(weight.holder), weight.name): value for weight, value in values}
+        running = Running(self.lns_config, training, hooks.Swapped(), tensors, inside)
+        with running.swapped.unless_it_fails() as swapped:
+            for weight, value in values:
                 swapped.set(weight.holder, weight.name, value)
-            inside = self._ranges[self._operands : len(self._ranges) - int(self.quantize_outputs)]
-            tensors = {key: value for key, (_, value) in values.items()}
-            running = Running(self.lns_config, training, swapped, tensors, inside)
             row.install(layer, running)
-            if row.kind == "product":
-                for holder in row.activated(layer):
-                    function = functools.partial(self._after_error, holder.activation)
-                    swapped.set(holder, "activation", function)
-            outputs = layer.call(inputs, *args, **kwargs)
-        if row.kind == "product" and not row.quantizes_errors(layer):
-            outputs = tf.nest.map_structure(self.quantize_error, outputs)
-        return outputs, running.seen
+            for holder in row.activated(layer) if row.kind == "product" else ():
+                function = functools.partial(self._after_error, holder.activation)
+                swapped.set(holder, "activation", function)
+        return running
 
+    @tf.autograph.experimental.do_not_convert
+    def _end(self, outputs: Any, running: Running) -> Any:
+        """Q_E of a product without an activation function, the ranges, and Q_A."""
+        if self._row.kind == "product" and not self._row.quantizes_errors(self.layer):
+            outputs = tf.nest.map_structure(self.quantize_error, outputs)
+        for recorded, largest in running.seen:
+            Recorded(self.lns_config, recorded).record_range(largest)
+        if not self.quantize_outputs:
+            return outputs
+        flat = tf.nest.flatten(outputs)  # of several, the others are states of a loop
+        flat[0] = self.quantize_activation(flat[0], len(self._ranges) - 1, running.training)
+        return tf.nest.pack_sequence_as(outputs, flat)
+
+    @tf.autograph.experimental.do_not_convert
     def _after_error(self, function: Any, z: Any, *args: Any, **kwargs: Any) -> Any:
         return function(self.quantize_error(z), *args, **kwargs)
 
