@@ -10,17 +10,13 @@ import os
 import pytest
 import tensorflow as tf
 
-pytest.importorskip("tensorflow_model_optimization")
-tf_keras = pytest.importorskip("tf_keras")
-
 _before = os.environ.get("TF_USE_LEGACY_KERAS")
-assert tf.keras.__version__
-import tensorflow_model_optimization  # noqa: E402
-
+assert tf.keras.layers.Dense.__module__.startswith("keras."), "tf.keras is tf_keras already"
+tfmot = pytest.importorskip("tensorflow_model_optimization").quantization.keras
+tf_keras = pytest.importorskip("tf_keras")
 if _before is None:
     os.environ.pop("TF_USE_LEGACY_KERAS", None)
 
-tfmot = tensorflow_model_optimization.quantization.keras
 layers = tf_keras.layers
 
 

@@ -59,7 +59,7 @@ def places_of(
     producers: dict[str, list[str]] = {}
     consumers: dict[str, list[str]] = {}
     calls: dict[str, int] = {}
-    for layer, inbound in _edges(model):
+    for layer, inbound in hooks.edges(model):
         name = layer.name
         places.setdefault(name, Place(layer, name in quantized, own=name in configs))
         calls[name] = calls.get(name, 0) + 1
@@ -100,19 +100,20 @@ def places_of(
             return True
         row = place.row
         sources = producers.get(name, [])
-        return row is not None and row.kind == "passes" and bool(sources) and all(
-            on_grid(source) for source in sources
+        return (
+            row is not None
+            and row.kind == "passes"
+            and bool(sources)
+            and all(on_grid(source) for source in sources)
         )
 
     for name, place in places.items():
         row = place.row
         if place.quantized and row is not None and row.kind == "product" and row.operands != 0:
-            place.inputs = not all(on_grid(source) for source in producers.get(name, [""]) if source)
+            place.inputs = not all(
+                on_grid(source) for source in producers.get(name, [""]) if source
+            )
     return places
-
-
-def _edges(model: Any) -> list[tuple[Any, list[Any]]]:
-    return [(layer, inbound) for layer, inbound in hooks.edges(model)]
 
 
 def _absorbs(after: Place, before: Place) -> bool:

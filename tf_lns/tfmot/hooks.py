@@ -13,7 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
-
+from tensorflow_model_optimization.python.core.quantization.keras import quantize_annotate
+from tf_keras.src.layers.core import tf_op_layer
 from tf_keras.src.mixed_precision.autocast_variable import AutoCastVariable
 
 from tf_lns import keras_hooks
@@ -51,9 +52,11 @@ def replace_variable(layer: Any, old: Any, new: Any) -> None:
 
 
 def _follow(loss: Any, old: Any, new: Any) -> Any:
-    """A regularizer's loss, which holds the variable it is of."""
-    if isinstance(loss, functools.partial) and any(arg is old for arg in loss.args):
-        return functools.partial(loss.func, *(new if a is old else a for a in loss.args))
+    """A regularizer's loss, a partial function (of another one) of the variable it is of."""
+    if loss is old:
+        return new
+    if isinstance(loss, functools.partial):
+        return functools.partial(loss.func, *(_follow(arg, old, new) for arg in loss.args))
     return loss
 
 
@@ -124,6 +127,12 @@ def share_activity_regularizer(wrapper: Any, layer: Any) -> None:
     layer._losses.clear()
 
 
+def is_operation(layer: Any) -> bool:
+    """Whether a layer stands for a function: an operation on tensors, or a `Lambda`."""
+    operations = tf_op_layer.TFOpLambda, tf_op_layer.ClassMethod, tf_op_layer.SlicingOpLambda
+    return isinstance(layer, (*operations, tf_keras.layers.Lambda))
+
+
 def computes_mask(layer: Any) -> bool:
     """Whether a layer hands on a mask, or makes one."""
     return layer.supports_masking or not getattr(layer.compute_mask, "_is_default", False)
@@ -140,6 +149,11 @@ def forget_calls(layer: Any) -> None:
     layer._outbound_nodes.clear()
 
 
+def is_annotated(layer: Any) -> bool:
+    """Whether tfmot has put its annotation around a layer."""
+    return isinstance(layer, quantize_annotate.QuantizeAnnotate)
+
+
 # --- Models -----------------------------------------------------------------------------------
 
 
@@ -153,8 +167,3 @@ def edges(model: Any) -> Iterator[tuple[Any, list[Any]]]:
 def output_layers(model: Any) -> list[Any]:
     """The layers whose outputs are the model's."""
     return list(model._output_layers)
-
-
-def is_graph(model: Any) -> bool:
-    """Whether a model's layers and their order are known."""
-    return bool(getattr(model, "_is_graph_network", False))

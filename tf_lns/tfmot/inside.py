@@ -18,8 +18,8 @@ from tf_lns.layers.attention import LNSMultiHeadAttention
 from tf_lns.layers.conv import SeparableArithmetic
 from tf_lns.layers.mixin import ActivationMixin, is_tensor
 from tf_lns.layers.recurrent import (
-    GRUArithmetic,
     LNSLSTM,
+    GRUArithmetic,
     LSTMArithmetic,
     SimpleRNNArithmetic,
     running_cell,
@@ -76,7 +76,7 @@ class View(ActivationMixin):
 
 def separable(layer: Any, running: Running) -> None:
     """Depthwise, then pointwise convolution, each a product of its own."""
-    view = View(layer, running, [None, *running.take(1)])
+    view: Any = View(layer, running, [None, *running.take(1)])
 
     @tf.autograph.experimental.do_not_convert
     def call(inputs: Any) -> Any:
@@ -94,7 +94,7 @@ def separable(layer: Any, running: Running) -> None:
 class _Attention(View):
     """`MultiHeadAttention`, whose output is the operand of one more projection."""
 
-    _compute = LNSMultiHeadAttention._compute_attention
+    _compute: Any = LNSMultiHeadAttention._compute_attention
     _scores = LNSMultiHeadAttention._scores
 
     @property
@@ -226,7 +226,7 @@ class _LayerView(View):
     """A recurrent layer around the view of its cell."""
 
     cell: Any = None
-    loop = LNSLSTM.inner_loop
+    loop: Any = LNSLSTM.inner_loop
 
     def _cells(self) -> list[Any]:
         return [self.cell]

@@ -175,4 +175,3 @@ def weight_quantizer(config: LNSConfig, axis: tuple[int, ...]) -> LNSQuantizer |
         gradient_underflow=config.gradient_underflow,
         power_of_two=config.power_of_two_scales,
     )
-

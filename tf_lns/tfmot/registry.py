@@ -19,7 +19,7 @@ import tf_keras
 
 from tf_lns.layers.core import LNSEinsumDense
 from tf_lns.roles import role_of
-from tf_lns.tfmot import inside
+from tf_lns.tfmot import hooks, inside
 
 Axes = Callable[[Any, Any], tuple[int, ...]]
 """From a layer and its weight to the weight's axes that count output channels."""
@@ -318,10 +318,26 @@ class LNSQuantizeRegistry(tfmot.quantization.keras.QuantizeRegistry):
 
 def unsupported(layer: Any) -> str:
     """Why a layer cannot be quantized, and the ways out."""
+    skip = (
+        "or leave all such layers float with "
+        'LNSScheme(config, on_unsupported="skip").annotate(model) and that scheme.'
+    )
+    if isinstance(layer, tf_keras.Model):
+        return (
+            f"Layer {layer.name!r} is a model, and tfmot does not look into nested models. Ways "
+            "out: build one model of the layers of both; quantize the inner model alone, before "
+            f"it becomes part of the other; {skip}"
+        )
+    if hooks.is_operation(layer):
+        return (
+            f"Layer {layer.name!r} is an operation on tensors, or a function, which tfmot cannot "
+            "copy. Ways out: write it as a layer (Add, Multiply, Rescaling, Activation, or one of "
+            f"your own); {skip}"
+        )
     return (
         f"Layer {layer.name!r} of class {type(layer).__module__}.{type(layer).__name__} has no row "
         "in the registry of tf_lns.tfmot. Ways out: annotate it with "
         "quantize_annotate_layer(layer, LNSQuantizeConfig()), which quantizes its inputs, its "
-        "kernels (found by name and rank), its errors and its outputs; or annotate only the other "
-        'layers; or leave all such layers float with LNSScheme(config, on_unsupported="skip").'
+        "kernels (found by name and rank), its errors and its outputs; annotate only the other "
+        f"layers; {skip}"
     )

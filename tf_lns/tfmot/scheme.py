@@ -10,6 +10,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras
 
 from tf_lns.config import LNSConfig
+from tf_lns.tfmot import hooks
 from tf_lns.tfmot.grouping import places_of
 from tf_lns.tfmot.quantize_config import LNSQuantizeConfig
 from tf_lns.tfmot.registry import LNSQuantizeRegistry, row_of, unsupported
@@ -62,13 +63,52 @@ class LNSScheme(tfmot.quantization.keras.QuantizeScheme):
             ("name_prefix", name_prefix, str),
         ):
             if not isinstance(value, kind):
-                raise TypeError(
-                    f"`{name}` must be a {kind.__name__}. Received: {name}={value!r}"
-                )
+                raise TypeError(f"`{name}` must be a {kind.__name__}. Received: {name}={value!r}")
         self.on_unsupported = on_unsupported
         self.quantize_outputs = quantize_outputs
         self.name_prefix = name_prefix
         self._left_float: Any = weakref.WeakSet()
+
+    def annotate(self, model: Any) -> Any:
+        """Like tfmot's `quantize_annotate_model`, of the layers that the scheme supports.
+
+        That function takes a model's every layer and later fails on operations on tensors and
+        nested models; here they are an error that says more, or left float.
+
+        Args:
+            model: Sequential or functional model of tf_keras; layers that are annotated
+                already stay so.
+
+        Returns:
+            The model for `quantize_apply`.
+
+        Raises:
+            ValueError: A layer is not supported, and the scheme does not skip it.
+        """
+
+        def annotated(layer: Any) -> Any:
+            if hooks.is_annotated(layer) or not self.takes(layer):
+                return layer
+            return tfmot.quantization.keras.quantize_annotate_layer(layer)
+
+        return tf_keras.models.clone_model(model, clone_function=annotated)
+
+    def takes(self, layer: Any) -> bool:
+        """Whether a layer is quantized that has no config of its own.
+
+        Raises:
+            ValueError: It is not supported, and the scheme does not skip it.
+        """
+        if row_of(layer) is not None:
+            return True
+        if self.on_unsupported == "raise":
+            raise ValueError(unsupported(layer))
+        warnings.warn(
+            f"Layer {layer.name!r} of class {type(layer).__name__} is left float: it has no row in "
+            "the registry of tf_lns.tfmot.",
+            stacklevel=2,
+        )
+        return False
 
     def get_layout_transformer(self) -> Any:
         """What wraps the layers of a model."""
@@ -132,7 +172,7 @@ class _Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
             if layer.name in given
             and layer.name not in foreign
             and not isinstance(layer, tf_keras.layers.InputLayer)
-            and (layer.name in own or self._has_row(layer))
+            and (layer.name in own or scheme.takes(layer))
         }
         places = places_of(model, own, quantized, scheme.quantize_outputs)
 
@@ -156,20 +196,3 @@ class _Layout(tfmot.quantization.keras.QuantizeLayoutTransform):
             if isinstance(layer, LNSQuantizeWrapper):
                 layer.forget_earlier_calls()
         return wrapped, foreign
-
-    def _has_row(self, layer: Any) -> bool:
-        """Whether a layer can be quantized without a config of its own.
-
-        Raises:
-            ValueError: It cannot, and the scheme does not skip such layers.
-        """
-        if row_of(layer) is not None:
-            return True
-        if self._scheme.on_unsupported == "raise":
-            raise ValueError(unsupported(layer))
-        warnings.warn(
-            f"Layer {layer.name!r} of class {type(layer).__name__} is left float: it has no row in "
-            "the registry of tf_lns.tfmot.",
-            stacklevel=2,
-        )
-        return False

@@ -113,9 +113,9 @@ def make_integer(
     if not keeps_grid(constraint):
         raise ValueError(
             "A constraint moves weights off the grid of an integer weight and cannot hold there. "
-            f"Received: constraint={constraint!r} for {name} of {layer.name!r}. Leave the layer float (annotate "
-            "only the others), drop the constraint, or set `keeps_lns_grid = True` on one whose "
-            "result lies on the grid."
+            f"Received: constraint={constraint!r} for {name} of {layer.name!r}. Leave the layer "
+            "float (annotate only the others), drop the constraint, or set `keeps_lns_grid = "
+            "True` on one whose result lies on the grid."
         )
     values, storage = _values_of(variable), config.storage
     if not np.any(np.abs(values) >= np.float32(2.0**-126)):
@@ -167,9 +167,7 @@ def save_variables(layer: Any, store: Any) -> None:
         if isinstance(cell, LNSCell):
             store[f"{i}"] = cell.codes.numpy()
             store[f"{i}_scale"] = cell.scale.numpy()
-            store[f"{i}_format"] = np.array(
-                [cell.storage.bits, cell.storage.base_factor], np.int32
-            )
+            store[f"{i}_format"] = np.array([cell.storage.bits, cell.storage.base_factor], np.int32)
         else:
             store[f"{i}"] = variable.numpy()
 

@@ -185,8 +185,8 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
 
         inputs = tf.nest.map_structure(quantized, inputs)
         args = tuple(tf.nest.map_structure(quantized, arg) for arg in args)
-        named = {name: quantized(kwargs[name]) for name in ("value", "key") if name in kwargs}
-        return inputs, args, {**kwargs, **named}
+        names = [name for name in ("value", "key") if name in kwargs]
+        return inputs, args, {**kwargs, **{name: quantized(kwargs[name]) for name in names}}
 
     @tf.autograph.experimental.do_not_convert
     def _begin(self, training: Any) -> Running:
