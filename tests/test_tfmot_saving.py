@@ -108,7 +108,8 @@ def test_an_exported_model_predicts_the_same(trained, tmp_path, run_python):
         import sys
         import numpy as np, tensorflow as tf
         tf.load_op_library(sys.argv[1])  # the compiled library, and nothing else of tf_lns
-        served = tf.saved_model.load("served").serve(np.load("x.npy"))
+        model = tf.saved_model.load("served")
+        served = model.serve(np.load("x.npy"))
         np.testing.assert_allclose(served, np.load("y.npy"), rtol=1e-5, atol=1e-6)
         """,
         library.path(),
