@@ -132,6 +132,34 @@ def test_edges_of_a_model():
     assert [layer.name for layer in hooks.output_layers(model)] == ["sum"]
 
 
+def test_attention_has_what_its_arithmetic_takes():
+    layer = layers.MultiHeadAttention(2, 3)
+    hooks.build_projections(layer, (None, 6, 4))
+    assert [type(part) for part in hooks.projections(layer)] == [layers.EinsumDense] * 4
+    assert all(part.built for part in hooks.projections(layer))
+    assert not [name for name in hooks.ATTENTION if not hasattr(layer, name)]
+    again = layers.MultiHeadAttention.from_config(layer.get_config())
+    hooks.build_projections(again, None)
+    assert [w.shape for w in again.weights] == [w.shape for w in layer.weights]
+
+
+def test_recurrent_inputs_are_told_apart():
+    layer = built(layers.LSTM(3), (None, 6, 4))
+    x, h, c = tf.ones((2, 6, 4)), tf.ones((2, 3)), tf.zeros((2, 3))
+    inputs, states, constants = hooks.begin_recurrent(layer, [x, h, c], None, None)
+    assert inputs is x
+    assert [s.ref() for s in states] == [h.ref(), c.ref()]
+    assert constants is None
+    _, states, _ = hooks.begin_recurrent(layer, x, None, None)
+    assert [s.shape for s in states] == [(2, 3), (2, 3)]
+
+
+def test_causal_padding():
+    layer = layers.SeparableConv1D(2, 3, padding="causal")
+    padded = tf.pad(tf.ones((1, 5, 2)), hooks.causal_padding(layer, tf.ones((1, 5, 2))))
+    assert padded.shape == (1, 7, 2)
+
+
 def test_annotations_and_operations_are_known():
     assert hooks.is_annotated(tfmot.quantize_annotate_layer(layers.Dense(2)))
     assert not hooks.is_annotated(layers.Dense(2))

@@ -149,6 +149,49 @@ def forget_calls(layer: Any) -> None:
     layer._outbound_nodes.clear()
 
 
+def causal_padding(layer: Any, inputs: tf.Tensor) -> Any:
+    """The padding, as `tf.pad` takes it, of a convolution over time that looks back only."""
+    return layer._compute_causal_padding(inputs)
+
+
+ATTENTION = (
+    *("_dot_product_equation", "_combine_equation", "_masked_softmax", "_dropout_layer"),
+    *("_compute_attention", "_key_dim"),
+)
+"""What the arithmetic of attention takes of `MultiHeadAttention`, as in Keras 3."""
+
+
+def projections(layer: Any) -> list[Any]:
+    """The projections of a `MultiHeadAttention`: of query, key, value and output."""
+    return [layer._query_dense, layer._key_dense, layer._value_dense, layer._output_dense]
+
+
+def build_projections(layer: Any, input_shape: Any) -> None:
+    """Builds them, which a `MultiHeadAttention` from a file has without variables.
+
+    Args:
+        layer: The layer.
+        input_shape: Shape of query, key and value, where the layer does not know them.
+    """
+    if not layer._built_from_signature:
+        layer._build_from_signature(input_shape, input_shape)
+    query, key, value = layer._query_shape, layer._key_shape, layer._value_shape
+    output = [*query[:-1], layer._num_heads, layer._value_dim]
+    for dense, shape in zip(projections(layer), (query, key, value, output), strict=True):
+        if not dense.built:
+            dense.build(shape)
+            dense.built = True
+
+
+def begin_recurrent(layer: Any, inputs: Any, initial_state: Any, constants: Any) -> Any:
+    """Inputs, initial states and constants of a call of a recurrent layer, told apart.
+
+    The dropout masks of its cell are new from here on.
+    """
+    layer._maybe_reset_cell_dropout_mask(layer.cell)
+    return layer._process_inputs(inputs, initial_state, constants)
+
+
 def is_annotated(layer: Any) -> bool:
     """Whether tfmot has put its annotation around a layer."""
     return isinstance(layer, quantize_annotate.QuantizeAnnotate)

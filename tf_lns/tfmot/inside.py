@@ -81,7 +81,7 @@ def separable(layer: Any, running: Running) -> None:
     @tf.autograph.experimental.do_not_convert
     def call(inputs: Any) -> Any:
         if layer.padding == "causal":
-            inputs = tf.pad(inputs, layer._compute_causal_padding(inputs))
+            inputs = tf.pad(inputs, hooks.causal_padding(layer, inputs))
             view.padding = "valid"
         return SeparableArithmetic.call(view, inputs, running.training)
 
@@ -247,13 +247,14 @@ def _run_recurrent(
     initial_state: Any = None,
     constants: Any = None,
 ) -> Any:
-    inputs, initial_state, constants = layer._process_inputs(inputs, initial_state, constants)
+    inputs, initial_state, constants = hooks.begin_recurrent(
+        layer, inputs, initial_state, constants
+    )
     if constants is not None or isinstance(inputs, tf.RaggedTensor):
         raise ValueError(
             f"Layer {layer.name!r} in LNS takes neither `constants` nor ragged inputs. Received: "
             f"constants={constants!r}, inputs={inputs!r}"
         )
-    layer._maybe_reset_cell_dropout_mask(layer.cell)
     if layer.time_major:
         inputs = tf.transpose(inputs, [1, 0, *range(2, len(inputs.shape))])
         mask = None if mask is None else tf.transpose(mask)

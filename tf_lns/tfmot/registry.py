@@ -121,29 +121,18 @@ class SeparableRow(Row):
 class AttentionRow(Row):
     """Four projections and two products between activations."""
 
-    def _projections(self, layer: Any) -> list[Any]:
-        return [layer._query_dense, layer._key_dense, layer._value_dense, layer._output_dense]
-
     def prepare(self, layer: Any, input_shape: Any) -> None:
         """The projections, which a layer from a file makes without building them."""
-        if not layer._built_from_signature:
-            layer._build_from_signature(input_shape, input_shape)
-        query, key, value = layer._query_shape, layer._key_shape, layer._value_shape
-        output = [*query[:-1], layer._num_heads, layer._value_dim]
-        shapes = query, key, value, output
-        for dense, shape in zip(self._projections(layer), shapes, strict=True):
-            if not dense.built:
-                dense.build(shape)
-                dense.built = True
+        hooks.build_projections(layer, input_shape)
 
     def weights_of(self, layer: Any) -> Iterator[Weight]:
         """The kernels of the projections."""
-        for dense in self._projections(layer):
+        for dense in hooks.projections(layer):
             yield Weight(dense, "kernel", LNSEinsumDense.gradient_axis(dense, dense.kernel))
 
     def activated(self, layer: Any) -> list[Any]:
         """The projections."""
-        return self._projections(layer)
+        return hooks.projections(layer)
 
     def ranges_inside(self, layer: Any) -> int:
         """Query, key, probabilities, value, and the operand of the last projection."""
