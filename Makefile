@@ -67,5 +67,5 @@ $(VENV)/.stamp-demo: $(VENV)/.stamp-base
 	@touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-base
-	$(INSTALL) ".[demo,dev,tensorboard]" -q
+	$(INSTALL) ".[demo,dev,tensorboard,tfmot]" -q
 	@touch $@ $(VENV)/.stamp-demo

@@ -321,6 +321,11 @@ def forget_functions(model: keras.Model) -> None:
     model.predict_function = None
 
 
+def is_built(optimizer: Any) -> bool:
+    """Whether an optimizer has its state; those of tf_keras say so in private."""
+    return bool(getattr(optimizer, "built", getattr(optimizer, "_built", False)))
+
+
 def use_weight_decay(optimizer: keras.optimizers.Optimizer, variable: Any) -> bool:
     """Whether `exclude_from_weight_decay` leaves a variable in."""
     return optimizer._use_weight_decay(variable)
@@ -336,7 +341,7 @@ def set_untracked(optimizer: keras.optimizers.Optimizer, name: str, value: Any) 
     object.__setattr__(optimizer, name, value)
 
 
-def variable_key(optimizer: keras.optimizers.Optimizer, variable: Any) -> Any:
+def variable_key(optimizer: Any, variable: Any) -> Any:
     """What an optimizer knows a variable by; a stand-in has it as its `_unique_id`."""
     return optimizer._var_key(variable)
 
@@ -454,8 +459,10 @@ def track_variable(layer: keras.layers.Layer, variable: keras.Variable) -> None:
     layer._track_variable(variable)
 
 
-def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+def own_variables(layer: Any) -> list[Any]:
     """A layer's own variables in the order in which it saves them."""
+    if not isinstance(layer, keras.layers.Layer):  # of tf_keras
+        return [*layer._trainable_weights, *layer._non_trainable_weights]
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
@@ -467,6 +474,11 @@ def check_saved_count(layer: keras.layers.Layer, store: dict) -> None:
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The layers that a layer or model holds directly."""
     return [child for child in layer._layers if not isinstance(child, keras.metrics.Metric)]
+
+
+def tf_keras_sublayers(layer: Any) -> list[Any]:
+    """The layers that a layer or model of tf_keras holds directly."""
+    return list(layer._flatten_layers(recursive=False, include_self=False))
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any] | None:

@@ -31,4 +31,5 @@ def keeps_grid(constraint: Any) -> bool:
 
 def role_of(name: str | None, shape: Any) -> bool:
     """`multiplies_activations` of a variable that is still to be made."""
-    return len(shape) >= 2 and not _ADDITIVE.search((name or "").split(":")[0])
+    last = (name or "").split(":")[0].rsplit("/", 1)[-1]  # tf_keras: "dense/kernel:0"
+    return len(shape) >= 2 and not _ADDITIVE.search(last)

@@ -83,6 +83,25 @@ def _view(tensor: tf.Tensor) -> np.ndarray:
     return np.asarray(memoryview(tensor))
 
 
+def fitting_scale(value: tf.Tensor, present: np.float32, storage: LNSFormat) -> np.float32 | None:
+    """The scale that an eager `value` needs, None where the present one does not clip it."""
+    values = _view(value)
+    if not values.size:
+        return None
+    wanted = weight_scale(values, storage)
+    largest = max(float(values.max()), -float(values.min()))
+    if largest < reference.MIN_NORMAL:
+        return None
+    top = float(present) * 2.0 ** ((storage.max_exponent + 0.5) / storage.base_factor)
+    if largest >= top:
+        return wanted
+    if wanted < present:
+        smallest = np.min(np.abs(values), initial=np.inf, where=values != 0)
+        if smallest < present * 2.0 ** (-0.5 / storage.base_factor):
+            return wanted
+    return None
+
+
 @dataclasses.dataclass
 class WeightRole:
     """How layers and optimizers treat a weight; one for all its copies on several devices."""
@@ -220,7 +239,7 @@ class LNSCell(keras_hooks.BaseResourceVariable):
         return self.codes.is_initialized(name)
 
     def __deepcopy__(self, memo: dict) -> LNSCell:
-        copy = LNSCell(
+        copy = type(self)(
             codes=tf.Variable(self.codes.read_value(), trainable=False),
             scale=tf.Variable(self.scale.read_value(), trainable=False),
             storage=self.storage,
@@ -452,20 +471,9 @@ class LNSVariable(keras.Variable):
 
     def _fit_scale(self, value: tf.Tensor) -> None:
         """Chooses a new scale where `value` does not fit the range: some would be clipped."""
-        values, present = _view(value), self.scale
-        if not values.size:
-            return
-        wanted = weight_scale(values, self._format)
-        largest = max(float(values.max()), -float(values.min()))
-        if largest < reference.MIN_NORMAL:
-            return
-        top = float(present) * 2.0 ** ((self._format.max_exponent + 0.5) / self._format.base_factor)
-        if largest >= top:
-            self._assign_scale(wanted)
-        elif wanted < present:
-            smallest = np.min(np.abs(values), initial=np.inf, where=values != 0)
-            if smallest < present * 2.0 ** (-0.5 / self._format.base_factor):
-                self._assign_scale(wanted)
+        scale = fitting_scale(value, self.scale, self._format)
+        if scale is not None:
+            self._assign_scale(scale)
 
     def _assign_scale(self, scale: np.float32) -> None:
         for cell in self.cells:

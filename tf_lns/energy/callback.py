@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 import keras
+import tensorflow as tf
 from rich.console import Console
 
 from tf_lns.energy import report, trace
@@ -26,44 +27,10 @@ _LOOK_EVERY = 0.05
 """Seconds; as often as Keras moves its progress bar."""
 
 
-class EnergyCallback(keras.callbacks.Callback):
-    """Adds up what a run would have cost on the hardware of a table.
+class EnergyCallbackCore:
+    """Mixin: `EnergyCallback`, to stand before the callback class of either Keras."""
 
-    The operations of each distinct step (shapes of the batch, what is trained) are counted
-    once, see `tf_lns.energy.tally`; from then on steps are multiplied. Logs and history gain
-
-    * `energy_j`: energy of the arithmetic of all training steps so far, in J;
-    * `energy_per_sample_j`: the same per sample trained on;
-    * `val_energy_j`, `val_energy_per_sample_j`: those of validation.
-
-    They are computed, not measured, and mean nothing without the table. Callbacks that stand
-    after this one see them: put `CSVLogger` behind it. `tensorboard --logdir` shows the
-    account in the tab LNS ENERGY. One callback adds up all that it is given: several fits, and
-    several models. A step that cannot be counted is left out with a warning.
-
-    Args:
-        log_dir: Folder for TensorBoard and for the counters, from which a run that goes on
-            after an interruption (`keras.callbacks.BackupAndRestore`) takes them up again.
-            None keeps everything in memory.
-        table: Name of a built-in table, path of a file, or an `EnergyTable`.
-        batch: (inputs, targets) of one step: real data, on which the numerics of activations,
-            errors and gradients are computed. Steps are counted by their own shapes.
-        compare: Whether `report` also prices the counts in other formats.
-        update_freq: `"epoch"`, or a number of steps after which counters are written to
-            `log_dir` as well.
-        numerics_freq: Number of epochs after which the numerics are written to `log_dir`:
-            shares of saturated, underflowed and zero values per tensor, and a histogram.
-            None for never.
-
-    Raises:
-        TypeError: An argument of a wrong type.
-        ValueError: No such table, or a number out of range.
-
-    Example:
-        >>> energy = tf_lns.EnergyCallback("logs/lns")
-        >>> model.fit(x, y, callbacks=[energy])
-        >>> energy.report()
-    """
+    model: Any
 
     # Keras may call the batch methods in a thread of its own, so that a step is not waited for.
     async_safe = True
@@ -119,7 +86,7 @@ class EnergyCallback(keras.callbacks.Callback):
 
     def set_model(self, model: Any) -> None:
         """Sets the model and starts to note the shapes of its steps."""
-        super().set_model(model)
+        super().set_model(model)  # type: ignore[misc]
         known = self._watchers.get("train")
         if known is None or known.model is not model:
             self._watchers = {
@@ -294,8 +261,7 @@ class EnergyCallback(keras.callbacks.Callback):
 
     def _iterations(self) -> int:
         optimizer = getattr(self.model, "optimizer", None)
-        iterations = getattr(optimizer, "iterations", 0)
-        return int(keras.ops.convert_to_numpy(iterations))
+        return int(tf.convert_to_tensor(getattr(optimizer, "iterations", 0)))
 
     def _note(self, text: str | None) -> None:
         if text and text not in self.notes:
@@ -399,6 +365,45 @@ class EnergyCallback(keras.callbacks.Callback):
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """Energy of the run as CSV text, also written to a file if `path` is given."""
         return self.energy.to_csv(None if path is None else pathlib.Path(path))
+
+
+class EnergyCallback(EnergyCallbackCore, keras.callbacks.Callback):
+    """Adds up what a run would have cost on the hardware of a table.
+
+    The operations of each distinct step (shapes of the batch, what is trained) are counted
+    once, see `tf_lns.energy.tally`; from then on steps are multiplied. Logs and history gain
+
+    * `energy_j`: energy of the arithmetic of all training steps so far, in J;
+    * `energy_per_sample_j`: the same per sample trained on;
+    * `val_energy_j`, `val_energy_per_sample_j`: those of validation.
+
+    They are computed, not measured, and mean nothing without the table. Callbacks that stand
+    after this one see them: put `CSVLogger` behind it. `tensorboard --logdir` shows the
+    account in the tab LNS ENERGY.
+
+    Args:
+        log_dir: Folder for TensorBoard and for the counters, from which a run that goes on
+            after an interruption (`keras.callbacks.BackupAndRestore`) takes them up again.
+            None keeps everything in memory.
+        table: Name of a built-in table, path of a file, or an `EnergyTable`.
+        batch: (inputs, targets) of one step: real data, on which the numerics of activations,
+            errors and gradients are computed. Steps are counted by their own shapes.
+        compare: Whether `report` also prices the counts in other formats.
+        update_freq: `"epoch"`, or a number of steps after which counters are written to
+            `log_dir` as well.
+        numerics_freq: Number of epochs after which the numerics are written to `log_dir`:
+            shares of saturated, underflowed and zero values per tensor, and a histogram.
+            None for never.
+
+    Raises:
+        TypeError: An argument of a wrong type.
+        ValueError: No such table, or a number out of range.
+
+    Example:
+        >>> energy = tf_lns.EnergyCallback("logs/lns")
+        >>> model.fit(x, y, callbacks=[energy])
+        >>> energy.report()
+    """
 
 
 def _frequency(name: str, value: Any, wanted: str, other: Any) -> Any:

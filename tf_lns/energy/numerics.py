@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -17,7 +18,7 @@ from tf_lns.energy import rules, trace
 from tf_lns.energy.events import TensorNumerics
 from tf_lns.formats import LNSFormat
 from tf_lns.layers.tree import children
-from tf_lns.variable import LNSVariable, stored_reads
+from tf_lns.variable import LNSCell, LNSVariable
 
 _BIAS = 127
 _INFINITE = 255
@@ -28,31 +29,43 @@ def weight_numerics(model: Any) -> list[TensorNumerics]:
     return [_of_codes(path, variable) for path, variable in _integer_weights(model)]
 
 
-def _integer_weights(model: Any) -> list[tuple[str, LNSVariable]]:
-    """The integer weights of a model with the paths of their layers, each once."""
-    found: dict[int, tuple[str, LNSVariable]] = {}
+def _integer_weights(model: Any) -> list[tuple[str, Any]]:
+    """The integer weights of a model with the paths of their layers, each once.
+
+    They are `LNSVariable`s in a Keras model, bare `LNSCell`s in one of tf_keras.
+    """
+    is_keras = isinstance(model, keras.layers.Layer)
+    found: dict[int, tuple[str, Any]] = {}
 
     def visit(layer: Any, path: str) -> None:
         for variable in keras_hooks.own_variables(layer):
-            if isinstance(variable, LNSVariable):
+            if isinstance(keras_hooks.local_part(variable), LNSVariable | LNSCell):
                 found.setdefault(id(variable), (path, variable))
-        for _, child in children(layer):
+        below = (
+            [child for _, child in children(layer)]
+            if is_keras
+            else keras_hooks.tf_keras_sublayers(layer)
+        )
+        for child in below:
             visit(child, f"{path}/{child.name}".lstrip("/"))
 
     visit(model, "")
     return list(found.values())
 
 
-def _of_codes(layer: str, variable: LNSVariable) -> TensorNumerics:
-    codes = np.asarray(variable.codes)
-    format = variable.format
-    scale = float(variable.scale)
-    with stored_reads():
-        exponents = _exponents(np.asarray(variable.numpy(), np.float32))
+def _cell(variable: Any) -> LNSCell:
+    """The cell of an integer weight on this device."""
+    return variable.cell if isinstance(variable, LNSVariable) else keras_hooks.local_part(variable)
+
+
+def _of_codes(layer: str, variable: Any) -> TensorNumerics:
+    cell = _cell(variable)
+    codes, format, scale = cell.codes.numpy(), cell.storage, float(cell.scale.numpy())
+    exponents = _exponents(np.asarray(cell.numpy(), np.float32))
     first, counts = _trimmed(np.bincount(exponents, minlength=_INFINITE + 1))
     magnitudes = np.abs(codes.astype(np.int32))
     return TensorNumerics(
-        tensor=variable.path,
+        tensor=getattr(variable, "path", None) or variable.name.split(":")[0],
         layer=layer,
         role="weights",
         format=str(format),
@@ -86,14 +99,14 @@ class StepNumerics:
     """Numerics of what enters the quantizers of a training step.
 
     Args:
-        model: A compiled Keras model.
+        model: A compiled model of Keras or tf_keras.
         batch: Data of one step, as `tf_lns.energy.tally` takes it.
     """
 
     def __init__(self, model: Any, batch: Any):
         step = trace.prunable_step(model, batch)
         self._data = trace.tensors_of(batch)
-        layers = {id(v.handle): path for path, v in _integer_weights(model)}
+        layers = {id(_cell(v).handle): path for path, v in _integer_weights(model)}
         weights = {
             internal.name: layers[id(external)]
             for external, internal in step.trace.graph.captures

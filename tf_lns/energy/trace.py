@@ -113,7 +113,8 @@ def evaluation_step(model: Any, batch: Any, per_replica: bool = False) -> Trace:
 def _build_optimizer(model: Any) -> None:
     """Makes the optimizer's state, where the model's strategy wants it."""
     optimizer = model.optimizer
-    if not getattr(optimizer, "built", True) and model.trainable_variables:
+    buildable = hasattr(optimizer, "build") and not keras_hooks.is_built(optimizer)
+    if buildable and model.trainable_variables:
         with model.distribute_strategy.scope():
             optimizer.build(model.trainable_variables)
 

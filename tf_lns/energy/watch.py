@@ -126,7 +126,7 @@ class _Companion:
         key = (replica, str(specs))
         if key not in self.layouts:
             width = 1 + sum(x.shape.rank for x in leaves if x is not None)
-            slots = SPARE_ROWS + int(getattr(model, "steps_per_execution", 1) or 1)
+            slots = SPARE_ROWS + _steps_per_execution(model)
             with keras_hooks.late_creation():
                 self.layouts[key] = _Layout(
                     structure=tf.nest.pack_sequence_as(data, specs),
@@ -157,6 +157,19 @@ class _Companion:
         return self._steps[(key, dims)]
 
 
+def _steps_per_execution(model: Any) -> int:
+    """How many steps a call of the compiled function executes.
+
+    In tf_keras it is a variable, which may grow while the step stays compiled; `SPARE_ROWS`
+    leaves room for that.
+    """
+    steps = getattr(model, "steps_per_execution", None)
+    if isinstance(steps, tf.Variable):
+        with tf.init_scope():
+            steps = int(tf.convert_to_tensor(steps))
+    return int(steps or 1)
+
+
 _companions: weakref.WeakKeyDictionary[Any, dict[str, _Companion]] = weakref.WeakKeyDictionary()
 _watching: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 """How many watchers each companion serves."""
@@ -168,7 +181,7 @@ class StepWatcher:
     Any number of watchers share one companion of the model's step.
 
     Args:
-        model: A Keras model.
+        model: A model of Keras or tf_keras.
         method: `"train_step"` or `"test_step"`.
         function: Name of the attribute that caches the compiled step: `"train_function"` or
             `"test_function"`.

@@ -68,7 +68,7 @@ class LNSConv3DTranspose(_Transposed, keras.layers.Conv3DTranspose):
     """`keras.layers.Conv3DTranspose` with an integer kernel; one more argument, `lns_config`."""
 
 
-class _Separable(LNSMixin):
+class SeparableArithmetic(LNSMixin):
     """Two products, so two activations: the input, and what lies between the two kernels."""
 
     def gradient_axis(self, variable: Any) -> tuple[int, ...]:
@@ -105,10 +105,10 @@ class _Separable(LNSMixin):
 
 
 @register_layer(keras.layers.SeparableConv1D)
-class LNSSeparableConv1D(_Separable, keras.layers.SeparableConv1D):
+class LNSSeparableConv1D(SeparableArithmetic, keras.layers.SeparableConv1D):
     """`keras.layers.SeparableConv1D` with integer kernels; one more argument, `lns_config`."""
 
 
 @register_layer(keras.layers.SeparableConv2D)
-class LNSSeparableConv2D(_Separable, keras.layers.SeparableConv2D):
+class LNSSeparableConv2D(SeparableArithmetic, keras.layers.SeparableConv2D):
     """`keras.layers.SeparableConv2D` with integer kernels; one more argument, `lns_config`."""

@@ -28,7 +28,7 @@ from tf_lns.config import LNSConfig
 from tf_lns.formats import LNSFormat
 from tf_lns.layers.registry import KINDS_KEY
 from tf_lns.roles import multiplies_activations, role_of
-from tf_lns.variable import LNSVariable, forward_reads
+from tf_lns.variable import LNSVariable, WeightRole, forward_reads
 
 RANGE_MOMENTUM = 0.9
 """Share of the old value in the moving abs-max of a layer's inputs."""
@@ -77,7 +77,107 @@ class _Call:
 _MISSING = object()
 
 
-class LNSMixin(keras_hooks.AfterBuild):
+class ActivationMixin:
+    """Q_A and Q_E of an object that has an `lns_config` and the ranges it has recorded.
+
+    Attributes:
+        lns_config: Its `LNSConfig`.
+        compute_dtype: The dtype of its products.
+        input_ranges: Recorded abs-max of each activation; 0 where nothing is recorded yet.
+    """
+
+    lns_config: LNSConfig
+    compute_dtype: Any
+    input_ranges: Any
+
+    def quantize_activation(self, x: Any, index: int = 0, training: Any = False) -> Any:
+        """Q_A of an input; see `LNSConfig.activation_scale`.
+
+        Args:
+            x: Float or integer tensor; anything else passes as it is.
+            index: Which of the layer's recorded ranges it belongs to.
+            training: Whether the batch's own scale is used, and recorded.
+
+        Returns:
+            Tensor like x.
+        """
+        y, seen = self.quantize_and_look(x, index, training)
+        if seen is not None:
+            self.record_range(seen, index)
+        return y
+
+    @tf.autograph.experimental.do_not_convert  # it has functions inside, which confuse AutoGraph
+    def quantize_and_look(
+        self, x: Any, index: int = 0, training: Any = False
+    ) -> tuple[Any, tf.Tensor | None]:
+        """`quantize_activation` that leaves the recording to the caller.
+
+        Returns:
+            Q_A of x, and the abs-max of x for `record_range`; None where nothing is recorded.
+        """
+        config = self.lns_config
+        format = config.activations
+        if format is None:
+            return x, None
+        if _is_integer(x):
+            x = keras.ops.cast(x, self.compute_dtype)  # as the product itself would
+        if not _is_float(x):
+            return x, None
+        options: dict[str, Any] = {"power_of_two": config.power_of_two_scales}
+        if config.activation_scale == "batch":
+            return ops.quantize(x, format, **options), None
+
+        def at_most(largest: Any) -> tf.Tensor:
+            """Q_A under the scale that puts `largest` at the top of the range."""
+            scale = ops.scale_of(tf.cast(largest, tf.float32), format, **options)
+            return ops.quantize(x, format, scale=scale)
+
+        if config.activation_scale != "moving":
+            return at_most(config.activation_scale), None
+
+        def own() -> tuple[tf.Tensor, tf.Tensor]:
+            y, scale = ops.quantize_with_scale(x, format, **options)
+            return y, _abs_max_of(x, scale, config)
+
+        def infer() -> tf.Tensor:
+            present = tf.convert_to_tensor(self.input_ranges[index])
+            return tf.cond(
+                present > 0.0,
+                lambda: at_most(present),
+                lambda: ops.quantize(x, format, **options),
+            )
+
+        if is_calibrating():
+            return own()
+        if is_tensor(training):
+            return tf.cond(tf.cast(training, tf.bool), own, lambda: (infer(), tf.constant(0.0)))
+        return own() if training else (infer(), None)
+
+    def record_range(self, seen: tf.Tensor, index: int = 0) -> None:
+        """Takes the abs-max of a batch into a recorded range; 0 says nothing of the range."""
+        recorded = self.input_ranges[index]
+        present = tf.convert_to_tensor(recorded)
+        if is_calibrating():
+            recorded.assign(tf.maximum(present, seen))
+            return
+        moved = RANGE_MOMENTUM * present + (1 - RANGE_MOMENTUM) * seen
+        recorded.assign(tf.where(seen == 0.0, present, tf.where(present == 0.0, seen, moved)))
+
+    def quantize_error(self, y: Any, axis: int | None = None) -> Any:
+        """The identity, whose gradient goes through Q_E; one scale, or one per index of `axis`."""
+        config = self.lns_config
+        if config.errors is None or not _is_float(y):
+            return y
+        return ops.quantize_gradient(
+            y,
+            config.errors,
+            axis=axis,
+            underflow=config.error_underflow,
+            power_of_two=config.power_of_two_scales,
+        )
+
+
+class LNSMixin(ActivationMixin, keras_hooks.AfterBuild):
     """Turns a Keras layer class into one that trains in LNS; stands before it among the bases.
 
     The constructor takes `lns_config` (an `LNSConfig`, its dict or None for the defaults) in
@@ -181,15 +281,7 @@ class LNSMixin(keras_hooks.AfterBuild):
 
     def _mark(self, variable: LNSVariable) -> None:
         """Leaves on the weight how it is read (Q_W) and how its gradient is quantized (Q_G)."""
-        config = self.lns_config
-        per_channel = config.gradient_scale == "channel"
-        variable.role.seen = config.weights
-        variable.role.gradient_format = config.gradients
-        variable.role.gradient_options = {
-            "axis": self.gradient_axis(variable) if per_channel else (),
-            "underflow": config.gradient_underflow,
-            "power_of_two": config.power_of_two_scales,
-        }
+        give_role(variable.role, self.lns_config, self.gradient_axis(variable))
 
     def convert_variables(self) -> None:
         """Turns the layer's float weights into integers, each scale chosen from its values."""
@@ -248,91 +340,6 @@ class LNSMixin(keras_hooks.AfterBuild):
         """Recorded abs-max of each activation; 0 where nothing is recorded yet."""
         names = [f"input_range_{i}" for i in range(self.recorded_ranges)]
         return [getattr(self, name) for name in names if hasattr(self, name)]
-
-    def quantize_activation(self, x: Any, index: int = 0, training: Any = False) -> Any:
-        """Q_A of an input; see `LNSConfig.activation_scale`.
-
-        Args:
-            x: Float or integer tensor; anything else passes as it is.
-            index: Which of the layer's recorded ranges it belongs to.
-            training: Whether the batch's own scale is used, and recorded.
-
-        Returns:
-            Tensor like x.
-        """
-        y, seen = self.quantize_and_look(x, index, training)
-        if seen is not None:
-            self.record_range(seen, index)
-        return y
-
-    def quantize_and_look(
-        self, x: Any, index: int = 0, training: Any = False
-    ) -> tuple[Any, tf.Tensor | None]:
-        """`quantize_activation` that leaves the recording to the caller.
-
-        Returns:
-            Q_A of x, and the abs-max of x for `record_range`; None where nothing is recorded.
-        """
-        config = self.lns_config
-        format = config.activations
-        if format is None:
-            return x, None
-        if _is_integer(x):
-            x = keras.ops.cast(x, self.compute_dtype)  # as the product itself would
-        if not _is_float(x):
-            return x, None
-        options: dict[str, Any] = {"power_of_two": config.power_of_two_scales}
-        if config.activation_scale == "batch":
-            return ops.quantize(x, format, **options), None
-
-        def at_most(largest: Any) -> tf.Tensor:
-            """Q_A under the scale that puts `largest` at the top of the range."""
-            scale = ops.scale_of(tf.cast(largest, tf.float32), format, **options)
-            return ops.quantize(x, format, scale=scale)
-
-        if config.activation_scale != "moving":
-            return at_most(config.activation_scale), None
-
-        def own() -> tuple[tf.Tensor, tf.Tensor]:
-            y, scale = ops.quantize_with_scale(x, format, **options)
-            return y, _abs_max_of(x, scale, config)
-
-        def infer() -> tf.Tensor:
-            present = tf.convert_to_tensor(self.input_ranges[index])
-            return tf.cond(
-                present > 0.0,
-                lambda: at_most(present),
-                lambda: ops.quantize(x, format, **options),
-            )
-
-        if is_calibrating():
-            return own()
-        if is_tensor(training):
-            return tf.cond(tf.cast(training, tf.bool), own, lambda: (infer(), tf.constant(0.0)))
-        return own() if training else (infer(), None)
-
-    def record_range(self, seen: tf.Tensor, index: int = 0) -> None:
-        """Takes the abs-max of a batch into a recorded range; 0 says nothing of the range."""
-        recorded = self.input_ranges[index]
-        present = tf.convert_to_tensor(recorded)
-        if is_calibrating():
-            recorded.assign(tf.maximum(present, seen))
-            return
-        moved = RANGE_MOMENTUM * present + (1 - RANGE_MOMENTUM) * seen
-        recorded.assign(tf.where(seen == 0.0, present, tf.where(present == 0.0, seen, moved)))
-
-    def quantize_error(self, y: Any, axis: int | None = None) -> Any:
-        """The identity, whose gradient goes through Q_E; one scale, or one per index of `axis`."""
-        config = self.lns_config
-        if config.errors is None or not _is_float(y):
-            return y
-        return ops.quantize_gradient(
-            y,
-            config.errors,
-            axis=axis,
-            underflow=config.error_underflow,
-            power_of_two=config.power_of_two_scales,
-        )
 
     @property
     def activation(self) -> Any:
@@ -465,6 +472,23 @@ class LNSMixin(keras_hooks.AfterBuild):
     def get_config(self) -> dict[str, Any]:
         """The Keras layer's config and `lns_config`."""
         return {**super().get_config(), "lns_config": self.lns_config.get_config()}
+
+
+def give_role(role: WeightRole, config: LNSConfig, axis: tuple[int, ...]) -> None:
+    """Says how a weight is read (Q_W) and how its gradient is quantized (Q_G).
+
+    Args:
+        role: The weight's role.
+        config: The formats.
+        axis: Axes of the weight that count output channels.
+    """
+    role.seen = config.weights
+    role.gradient_format = config.gradients
+    role.gradient_options = {
+        "axis": axis if config.gradient_scale == "channel" else (),
+        "underflow": config.gradient_underflow,
+        "power_of_two": config.power_of_two_scales,
+    }
 
 
 def becomes_integer(variable: keras.Variable) -> bool:

@@ -62,7 +62,7 @@ _runs = threading.local()
 
 
 @contextlib.contextmanager
-def _running(cell: Any, records: bool) -> Iterator[_Run]:
+def running_cell(cell: Any, records: bool) -> Iterator[_Run]:
     """The cell's present run, or a new one, for which its weights are read."""
     present = _runs.__dict__.setdefault("of", {})
     if id(cell) in present:
@@ -102,7 +102,7 @@ class _Cell(LNSMixin):
         nested = keras.tree.is_nested(states)
         states = list(states) if nested else [states]
         states, largest = states[: self.state_count], states[self.state_count :]
-        with _running(self, records=True) as run:
+        with running_cell(self, records=True) as run:
             x = inputs if run.projected else self.project(run, inputs, training)
             output, states = self.step(run, x, states, training)
             for i, index in enumerate(run.tracked if largest else ()):
@@ -240,9 +240,8 @@ def _first_order(gradient: Any) -> Any:
     return tf.raw_ops.PreventGradient(input=gradient, message=message)
 
 
-@register_layer(keras.layers.SimpleRNNCell)
-class LNSSimpleRNNCell(_Cell, keras.layers.SimpleRNNCell):
-    """`keras.layers.SimpleRNNCell` in LNS; one more argument, `lns_config`."""
+class SimpleRNNArithmetic(_Cell):
+    """The step of a simple recurrent layer."""
 
     def step(self, run: _Run, x: Any, states: list, training: Any) -> tuple[Any, list]:
         """``h = activation(x + h U)``."""
@@ -251,7 +250,12 @@ class LNSSimpleRNNCell(_Cell, keras.layers.SimpleRNNCell):
         return h, [h]
 
 
-class _LSTM(_Cell):
+@register_layer(keras.layers.SimpleRNNCell)
+class LNSSimpleRNNCell(SimpleRNNArithmetic, keras.layers.SimpleRNNCell):
+    """`keras.layers.SimpleRNNCell` in LNS; one more argument, `lns_config`."""
+
+
+class LSTMArithmetic(_Cell):
     """The step of an LSTM, whatever its products are."""
 
     state_count = 2
@@ -268,13 +272,12 @@ class _LSTM(_Cell):
 
 
 @register_layer(keras.layers.LSTMCell)
-class LNSLSTMCell(_LSTM, keras.layers.LSTMCell):
+class LNSLSTMCell(LSTMArithmetic, keras.layers.LSTMCell):
     """`keras.layers.LSTMCell` in LNS; one more argument, `lns_config`."""
 
 
-@register_layer(keras.layers.GRUCell)
-class LNSGRUCell(_Cell, keras.layers.GRUCell):
-    """`keras.layers.GRUCell` in LNS; one more argument, `lns_config`.
+class GRUArithmetic(_Cell):
+    """The step of a GRU.
 
     The reset gate stands between the error of the product with the inputs and that of the
     product with the state, so each goes through a Q_E of its own.
@@ -326,8 +329,13 @@ class LNSGRUCell(_Cell, keras.layers.GRUCell):
         return h, [h]
 
 
+@register_layer(keras.layers.GRUCell)
+class LNSGRUCell(GRUArithmetic, keras.layers.GRUCell):
+    """`keras.layers.GRUCell` in LNS; one more argument, `lns_config`."""
+
+
 @register_layer(keras_hooks.ConvLSTMCell)
-class LNSConvLSTMCell(_LSTM, keras_hooks.ConvLSTMCell):
+class LNSConvLSTMCell(LSTMArithmetic, keras_hooks.ConvLSTMCell):
     """The cell of `keras.layers.ConvLSTM1D` to `3D` in LNS; one more argument, `lns_config`."""
 
     @property
@@ -373,7 +381,7 @@ class _Recurrent(LNSComposite):
         """As in Keras, with the weights read once."""
         with contextlib.ExitStack() as stack:
             for cell in self._cells():
-                stack.enter_context(_running(cell, records=False))
+                stack.enter_context(running_cell(cell, records=False))
             return super().call(
                 sequences, initial_state=initial_state, mask=mask, training=training
             )
@@ -481,7 +489,7 @@ def _is_split(cell: Any) -> bool:
 
 
 def _takes_training(cell: Any) -> bool:
-    is_layer = isinstance(cell, keras.layers.Layer)
+    is_layer = isinstance(cell, keras.layers.Layer | _Cell)
     return is_layer and "training" in inspect.signature(cell.call).parameters
 
 

@@ -10,28 +10,23 @@ import tensorflow as tf
 
 from tf_lns import keras_hooks
 from tf_lns.formats import LNSFormat
-from tf_lns.optimizers.base import (
-    LARGEST_GRADIENT,
-    LNSOptimizer,
-    check_decay,
-    check_flag,
-    check_number,
-    check_rate,
-    finite_gradient,
-    quantized_gradient,
-)
+from tf_lns.optimizers.arguments import check_decay, check_flag, check_number, check_rate
+from tf_lns.optimizers.base import LNSOptimizer
+from tf_lns.optimizers.core import OptimizerCore, finite_gradient, quantized_gradient
 from tf_lns.optimizers.weights import to_grid
 
 LARGEST_FLOAT = float(tf.float32.max)
+LARGEST_GRADIENT = 2.0**63
+"""Gradients are clipped here so that their squares stay finite (`reference.finite_gradient`)."""
 
 
 class _StandIn:
     """Stands for a variable during one step: the stock rule changes its float32 value.
 
-    It has what the rules of `keras.optimizers` ask of a variable.
+    It has what the rules of `keras.optimizers`, and of `tf_keras.optimizers`, ask of a variable.
     """
 
-    def __init__(self, optimizer: keras.optimizers.Optimizer, variable: Any):
+    def __init__(self, optimizer: Any, variable: Any):
         self._unique_id = keras_hooks.variable_key(optimizer, variable)
         self.name = variable.name
         self.value = variable.read_value()
@@ -48,7 +43,7 @@ class _StandIn:
         self.value = self.value - delta
 
 
-class _Rounded(LNSOptimizer):
+class RoundedRule(OptimizerCore):
     """Mixin: the rule of a stock optimizer in float32, its result rounded once a step (Q_U)."""
 
     def _update(
@@ -70,9 +65,9 @@ class _Rounded(LNSOptimizer):
         self._store(index, variable, stand_in.value)
         return nonfinite
 
-    def _stock_update(self, gradient: tf.Tensor, stand_in: _StandIn, rate: tf.Tensor) -> None:
-        """The update rule of the Keras optimizer behind this mixin."""
-        super(LNSOptimizer, self).update_step(gradient, stand_in, rate)
+    def _stock_update(self, gradient: tf.Tensor, stand_in: Any, rate: tf.Tensor) -> None:
+        """The update rule of the optimizer that this mixin stands before."""
+        raise NotImplementedError
 
     def _store(self, index: int, variable: Any, value: tf.Tensor) -> None:
         """Writes the new value, rounded to the grid where the variable is an LNS weight."""
@@ -88,6 +83,13 @@ class _Rounded(LNSOptimizer):
         else:
             scale = tf.convert_to_tensor(state.scale)
             variable.assign(to_grid(value, scale, state.format, self.rounding, seed))
+
+
+class _Rounded(RoundedRule, LNSOptimizer):
+    """`RoundedRule` of an optimizer of Keras."""
+
+    def _stock_update(self, gradient: tf.Tensor, stand_in: Any, rate: tf.Tensor) -> None:
+        super(LNSOptimizer, self).update_step(gradient, stand_in, rate)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

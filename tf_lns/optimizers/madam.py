@@ -13,29 +13,198 @@ import tensorflow as tf
 from tf_lns import keras_hooks, ops
 from tf_lns.formats import LNSFormat
 from tf_lns.ops.madam import NO_EXPONENT, apply_madam, apply_madam_additive
-from tf_lns.optimizers.base import (
-    LNSOptimizer,
+from tf_lns.optimizers.arguments import (
     check_decay,
     check_flag,
     check_format,
     check_number,
     check_rate,
 )
+from tf_lns.optimizers.base import LNSOptimizer
+from tf_lns.optimizers.core import OptimizerCore
 from tf_lns.optimizers.schedules import InverseSqrtDecay
-from tf_lns.optimizers.weights import WeightState, exponent_of, label_of
+from tf_lns.optimizers.weights import WeightState, exponent_of, label_of, name_of, tensor_of
 
 
 @dataclasses.dataclass
 class _Slot:
     """What LNS-Madam keeps for one variable."""
 
-    moment: keras.Variable
-    exponent: Any = None  # keras.Variable, of a one-byte moment
-    limits: dict[str, keras.Variable] = dataclasses.field(default_factory=dict)
+    moment: Any  # these are variables of the Keras that the optimizer belongs to
+    exponent: Any = None  # of a one-byte moment
+    limits: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class MadamRule(OptimizerCore):
+    """Mixin: the arguments, the state and the step of LNS-Madam, whichever Keras calls it."""
+
+    _slots: list[_Slot]
+
+    def _configure_rule(
+        self,
+        *,
+        beta: Any,
+        g_bound: Any,
+        p_scale: Any,
+        additive_learning_rate: Any,
+        second_moment: Any,
+        sign_crossing: Any,
+        floor_octaves: Any,
+        round_gradient: Any,
+    ) -> None:
+        """Checks and keeps the arguments of the rule."""
+        self.beta = check_number("beta", beta, lambda x: 0 < x < 1, "between 0 and 1")
+        self.g_bound = check_number(
+            "g_bound", g_bound, lambda x: 0 < x < np.inf, "positive and finite"
+        )
+        self.p_scale = check_number(
+            "p_scale", p_scale, lambda x: 0 < x < np.inf, "positive, or None", optional=True
+        )
+        self.additive_learning_rate = (
+            None
+            if additive_learning_rate is None
+            else self._check_rate("additive_learning_rate", additive_learning_rate)
+        )
+        self.second_moment = check_format("second_moment", second_moment)
+        if self.second_moment not in (None, LNSFormat(8, 4)):
+            raise ValueError(
+                "`second_moment` must be None (float32) or LNSFormat(8, 4). "
+                f"Received: second_moment={second_moment}"
+            )
+        self.sign_crossing = check_flag("sign_crossing", sign_crossing)
+        self.floor_octaves: Any = check_number(
+            "floor_octaves", floor_octaves, lambda x: 0 < x <= 8, "above 0, at most 8"
+        )
+        self.round_gradient = check_flag("round_gradient", round_gradient)
+
+    @classmethod
+    def paper(cls: Any, learning_rate: Any = 2.0**-7, p_scale: float = 3.0, **kwargs) -> Any:
+        """The authors' settings: rate 2**-7, growth bounded at 3 RMS, g' rounded to integers.
+
+        With `storage` of base factor 128 each step is the authors' code's: the learning rate
+        times the base factor is 1 and the exponent moves by g' rounded half to even.
+        """
+        settings = {"storage": LNSFormat(12, 128), "round_gradient": True, **kwargs}
+        return cls(learning_rate, p_scale=p_scale, **settings)
+
+    def _create_slots(self, states: list[WeightState]) -> None:
+        slots = [self._slot(v, s) for v, s in zip(self._trained(), states, strict=True)]
+        keras_hooks.set_untracked(self, "_slots", slots)
+
+    def _slot(self, variable: Any, state: WeightState) -> _Slot:
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        if dtype != "float32" and "float" in dtype:
+            raise TypeError(
+                f"LNSMadam trains float32 variables. Received: {name_of(variable)} of dtype "
+                f'{dtype}. A dtype policy such as "mixed_float16" computes in float16 and keeps '
+                "variables in float32."
+            )
+        label = label_of(variable)
+        compact = state.is_lns and self.second_moment is not None
+        name = f"{label}_second_moment"
+        dtype = "int8" if compact else "float32"
+        slot = _Slot(self._new_state(variable, name, variable.shape, dtype))
+        if compact:
+            slot.exponent = self._new_state(
+                variable, f"{name}_exponent", dtype="int32", value=NO_EXPONENT
+            )
+        # Magnitudes, so that they outlive a change of the scale.
+        if state.is_lns and self.p_scale is not None:
+            slot.limits["cap"] = self._new_state(
+                variable, f"{label}_cap", value=self.p_scale * state.rms
+            )
+        if state.is_lns and self.sign_crossing:
+            floor = state.rms * 2.0**-self.floor_octaves
+            slot.limits["floor"] = self._new_state(variable, f"{label}_floor", value=floor)
+        return slot
+
+    def _update(
+        self, index: int, gradient: Any, variable: Any, learning_rate: tf.Tensor
+    ) -> tf.Tensor:
+        state, slot = self._states[index], self._slots[index]
+        gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float32)
+        common = {
+            "step": self._step(),
+            "weight_decay": self._decay_of(variable),
+            "beta": self.beta,
+            "g_bound": self.g_bound,
+        }
+        if state.is_lns:
+            seed = self._seed_of(common["step"], index)
+            return self._multiply(
+                state, slot, variable, gradient, learning_rate=learning_rate, seed=seed, **common
+            )
+        return apply_madam_additive(
+            variable.handle,
+            tensor_of(slot.moment).handle,
+            gradient,
+            learning_rate=self._additive_rate(learning_rate),
+            **common,
+        )
+
+    def _multiply(
+        self, state: WeightState, slot: _Slot, variable: Any, gradient: tf.Tensor, **common
+    ) -> tf.Tensor:
+        is_cell = state.kind == "cell"
+        scale = tf.convert_to_tensor(variable.scale if is_cell else state.scale)
+        format, options = self._gradient_format(state, variable)
+        of_gradient = {}
+        if format is not None:
+            axis = options.get("axis") or ()
+            power_of_two = options.get("power_of_two", False)
+            of_gradient = {
+                "gradient_format": format,
+                "gradient_scale": ops.scale_of(
+                    gradient, format, axis=axis or None, power_of_two=power_of_two
+                ),
+                "gradient_axis": tuple(axis),
+                "gradient_underflow": options.get("underflow", "clamp"),
+            }
+        limits = {k: exponent_of(v, scale, state.format) for k, v in slot.limits.items()}
+        compact = slot.exponent is not None
+        return apply_madam(
+            variable.handle,
+            scale,
+            tensor_of(slot.moment).handle,
+            gradient,
+            weight_type=tf.as_dtype(state.format.dtype) if is_cell else tf.float32,
+            moment_type=tf.int8 if compact else tf.float32,
+            moment_exponent=tensor_of(slot.exponent).handle if compact else None,
+            format=state.format,
+            rounding=self.rounding,
+            round_gradient=self.round_gradient,
+            **of_gradient,
+            **limits,
+            **common,
+        )
+
+    def _additive_rate(self, learning_rate: tf.Tensor) -> tf.Tensor:
+        rate = self.additive_learning_rate
+        if rate is None:
+            return 0.1 * learning_rate
+        if callable(rate):
+            rate = rate(self.iterations)
+        return tf.cast(rate, tf.float32)
+
+    def _rule_config(self) -> dict[str, Any]:
+        """The arguments of `_configure_rule`, for `get_config`."""
+        rate = self.additive_learning_rate
+        if rate is not None and not isinstance(rate, float):
+            rate = self._saving.serialize_keras_object(rate)
+        return {
+            "beta": self.beta,
+            "g_bound": self.g_bound,
+            "p_scale": self.p_scale,
+            "additive_learning_rate": rate,
+            "second_moment": None if self.second_moment is None else str(self.second_moment),
+            "sign_crossing": self.sign_crossing,
+            "floor_octaves": self.floor_octaves,
+            "round_gradient": self.round_gradient,
+        }
 
 
 @keras.saving.register_keras_serializable(package="tf_lns")
-class LNSMadam(LNSOptimizer, keras.optimizers.Optimizer):
+class LNSMadam(MadamRule, LNSOptimizer, keras.optimizers.Optimizer):
     """The LNS-Madam optimizer (arXiv:2106.13914), with integer weights.
 
     For each LNS weight, element-wise, with t counted from 1::
@@ -117,151 +286,17 @@ class LNSMadam(LNSOptimizer, keras.optimizers.Optimizer):
             **kwargs,
         )
         self._configure(storage, rounding, gradients, lns_weights, seed)
-        self.beta = check_number("beta", beta, lambda x: 0 < x < 1, "between 0 and 1")
-        self.g_bound = check_number(
-            "g_bound", g_bound, lambda x: 0 < x < np.inf, "positive and finite"
+        self._configure_rule(
+            beta=beta,
+            g_bound=g_bound,
+            p_scale=p_scale,
+            additive_learning_rate=additive_learning_rate,
+            second_moment=second_moment,
+            sign_crossing=sign_crossing,
+            floor_octaves=floor_octaves,
+            round_gradient=round_gradient,
         )
-        self.p_scale = check_number(
-            "p_scale", p_scale, lambda x: 0 < x < np.inf, "positive, or None", optional=True
-        )
-        self.additive_learning_rate = (
-            None
-            if additive_learning_rate is None
-            else check_rate("additive_learning_rate", additive_learning_rate)
-        )
-        self.second_moment = check_format("second_moment", second_moment)
-        if self.second_moment not in (None, LNSFormat(8, 4)):
-            raise ValueError(
-                "`second_moment` must be None (float32) or LNSFormat(8, 4). "
-                f"Received: second_moment={second_moment}"
-            )
-        self.sign_crossing = check_flag("sign_crossing", sign_crossing)
-        self.floor_octaves: Any = check_number(
-            "floor_octaves", floor_octaves, lambda x: 0 < x <= 8, "above 0, at most 8"
-        )
-        self.round_gradient = check_flag("round_gradient", round_gradient)
-
-    @classmethod
-    def paper(cls, learning_rate: Any = 2.0**-7, p_scale: float = 3.0, **kwargs) -> LNSMadam:
-        """The authors' settings: rate 2**-7, growth bounded at 3 RMS, g' rounded to integers.
-
-        With `storage` of base factor 128 each step is the authors' code's: the learning rate
-        times the base factor is 1 and the exponent moves by g' rounded half to even.
-        """
-        settings = {"storage": LNSFormat(12, 128), "round_gradient": True, **kwargs}
-        return cls(learning_rate, p_scale=p_scale, **settings)
-
-    def _create_slots(self, states: list[WeightState]) -> None:
-        slots = [self._slot(v, s) for v, s in zip(self._trainable_variables, states, strict=True)]
-        keras_hooks.set_untracked(self, "_slots", slots)
-
-    def _slot(self, variable: Any, state: WeightState) -> _Slot:
-        dtype = keras.backend.standardize_dtype(variable.dtype)
-        if dtype != "float32" and "float" in dtype:
-            raise TypeError(
-                f"LNSMadam trains float32 variables. Received: {variable.path} of dtype {dtype}. "
-                'A dtype policy such as "mixed_float16" computes in float16 and keeps variables '
-                "in float32."
-            )
-        label = label_of(variable)
-        compact = state.is_lns and self.second_moment is not None
-        moment = self.add_variable(
-            variable.shape, dtype="int8" if compact else "float32", name=f"{label}_second_moment"
-        )
-        slot = _Slot(moment)
-        if compact:
-            name = f"{label}_second_moment_exponent"
-            slot.exponent = self._add_scalar(name, NO_EXPONENT, "int32")
-        # Magnitudes, so that they outlive a change of the scale.
-        if state.is_lns and self.p_scale is not None:
-            slot.limits["cap"] = self._add_scalar(f"{label}_cap", self.p_scale * state.rms)
-        if state.is_lns and self.sign_crossing:
-            floor = state.rms * 2.0**-self.floor_octaves
-            slot.limits["floor"] = self._add_scalar(f"{label}_floor", floor)
-        return slot
-
-    def _update(
-        self, index: int, gradient: Any, variable: Any, learning_rate: tf.Tensor
-    ) -> tf.Tensor:
-        state, slot = self._states[index], self._slots[index]
-        gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float32)
-        common = {
-            "step": self._step(),
-            "weight_decay": self._decay_of(variable),
-            "beta": self.beta,
-            "g_bound": self.g_bound,
-        }
-        if state.is_lns:
-            seed = self._seed_of(common["step"], index)
-            return self._multiply(
-                state, slot, variable, gradient, learning_rate=learning_rate, seed=seed, **common
-            )
-        return apply_madam_additive(
-            variable.handle,
-            slot.moment.value.handle,
-            gradient,
-            learning_rate=self._additive_rate(learning_rate),
-            **common,
-        )
-
-    def _multiply(
-        self, state: WeightState, slot: _Slot, variable: Any, gradient: tf.Tensor, **common
-    ) -> tf.Tensor:
-        is_cell = state.kind == "cell"
-        scale = tf.convert_to_tensor(variable.scale if is_cell else state.scale)
-        format, options = self._gradient_format(state, variable)
-        of_gradient = {}
-        if format is not None:
-            axis = options.get("axis") or ()
-            power_of_two = options.get("power_of_two", False)
-            of_gradient = {
-                "gradient_format": format,
-                "gradient_scale": ops.scale_of(
-                    gradient, format, axis=axis or None, power_of_two=power_of_two
-                ),
-                "gradient_axis": tuple(axis),
-                "gradient_underflow": options.get("underflow", "clamp"),
-            }
-        limits = {k: exponent_of(v, scale, state.format) for k, v in slot.limits.items()}
-        compact = slot.exponent is not None
-        return apply_madam(
-            variable.handle,
-            scale,
-            slot.moment.value.handle,
-            gradient,
-            weight_type=tf.as_dtype(state.format.dtype) if is_cell else tf.float32,
-            moment_type=tf.int8 if compact else tf.float32,
-            moment_exponent=slot.exponent.value.handle if compact else None,
-            format=state.format,
-            rounding=self.rounding,
-            round_gradient=self.round_gradient,
-            **of_gradient,
-            **limits,
-            **common,
-        )
-
-    def _additive_rate(self, learning_rate: tf.Tensor) -> tf.Tensor:
-        rate = self.additive_learning_rate
-        if rate is None:
-            return 0.1 * learning_rate
-        if callable(rate):
-            rate = rate(self.iterations)
-        return tf.cast(rate, tf.float32)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        rate = self.additive_learning_rate
-        if rate is not None and not isinstance(rate, float):
-            rate = keras.saving.serialize_keras_object(rate)
-        return {
-            **super().get_config(),
-            **self._lns_config(),
-            "beta": self.beta,
-            "g_bound": self.g_bound,
-            "p_scale": self.p_scale,
-            "additive_learning_rate": rate,
-            "second_moment": None if self.second_moment is None else str(self.second_moment),
-            "sign_crossing": self.sign_crossing,
-            "floor_octaves": self.floor_octaves,
-            "round_gradient": self.round_gradient,
-        }
+        return {**super().get_config(), **self._lns_config(), **self._rule_config()}

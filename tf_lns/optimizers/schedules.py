@@ -8,21 +8,8 @@ import keras
 from keras import ops
 
 
-@keras.saving.register_keras_serializable(package="tf_lns")
-class InverseSqrtDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """``initial_learning_rate / sqrt(1 + step / decay_steps)``, the default of `LNSMadam`.
-
-    The default values come from the study in docs/defaults.md: what a run loses at its end is
-    mostly the noise of the last steps, so the rate should be low by then and high before.
-
-    Args:
-        initial_learning_rate: Rate at step 0.
-        decay_steps: Steps after which the rate has fallen to ``1 / sqrt(2)`` of it.
-        name: Name of the schedule's ops.
-
-    Raises:
-        ValueError: An argument is not positive.
-    """
+class InverseSqrtRule:
+    """Mixin: `InverseSqrtDecay`, to stand before the schedule class of either Keras."""
 
     def __init__(
         self,
@@ -61,6 +48,23 @@ class InverseSqrtDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     def __repr__(self) -> str:
         return (
-            f"InverseSqrtDecay(initial_learning_rate={self.initial_learning_rate:g}, "
+            f"{type(self).__name__}(initial_learning_rate={self.initial_learning_rate:g}, "
             f"decay_steps={self.decay_steps:g})"
         )
+
+
+@keras.saving.register_keras_serializable(package="tf_lns")
+class InverseSqrtDecay(InverseSqrtRule, keras.optimizers.schedules.LearningRateSchedule):
+    """``initial_learning_rate / sqrt(1 + step / decay_steps)``, the default of `LNSMadam`.
+
+    The default values come from the study in docs/defaults.md: what a run loses at its end is
+    mostly the noise of the last steps, so the rate should be low by then and high before.
+
+    Args:
+        initial_learning_rate: Rate at step 0.
+        decay_steps: Steps after which the rate has fallen to ``1 / sqrt(2)`` of it.
+        name: Name of the schedule's ops.
+
+    Raises:
+        ValueError: An argument is not positive.
+    """

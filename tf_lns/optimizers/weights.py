@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_lns import ops
+from tf_lns import keras_hooks, ops
 from tf_lns.formats import LNSFormat
 from tf_lns.roles import keeps_grid, multiplies_activations
 from tf_lns.variable import LNSCell, LNSVariable, weight_scale
@@ -31,8 +31,7 @@ KINDS = ("additive", "grid", "cell")
 def all_initialized(variables: list) -> bool:
     """Whether all variables have values, which those made inside a first trace have not yet."""
     with tf.init_scope():
-        tensors = [v.value if isinstance(v, keras.Variable) else v for v in variables]
-        return all(bool(v.is_initialized()) for v in tensors)
+        return all(bool(v.is_initialized()) for v in map(tensor_of, variables))
 
 
 @dataclasses.dataclass
@@ -58,19 +57,19 @@ def kind_of(variable: Any, predicate: Callable[[Any], bool] | None) -> str:
         predicate: The user's own test for float variables; None for
             `multiplies_activations`.
     """
-    cell = _tensor_of(variable)
-    if isinstance(cell, LNSCell):
+    tensor = tensor_of(variable)
+    if isinstance(keras_hooks.local_part(tensor), LNSCell):
         return "cell"
     is_weight = (predicate or multiplies_activations)(variable)
     if not is_weight or keras.backend.standardize_dtype(variable.dtype) != "float32":
         return "additive"
     with tf.init_scope():
-        trains = np.any(np.abs(np.asarray(tf.convert_to_tensor(cell))) >= np.float32(2.0**-126))
+        trains = np.any(np.abs(np.asarray(tf.convert_to_tensor(tensor))) >= np.float32(2.0**-126))
     return "grid" if trains else "additive"  # all zero: could never train
 
 
-def _tensor_of(variable: Any) -> tf.Variable:
-    """The `tf.Variable` behind a variable."""
+def tensor_of(variable: Any) -> tf.Variable:
+    """The `tf.Variable` behind a variable of Keras, or of tf_keras, which is one itself."""
     if isinstance(variable, LNSVariable):
         return variable.cell
     return variable.value if isinstance(variable, keras.Variable) else variable
@@ -100,20 +99,23 @@ def classify(
     """
     if kind == "additive":
         return WeightState(kind)
-    cell = _tensor_of(variable)
+    tensor = tensor_of(variable)
     with tf.init_scope():
-        values = np.asarray(tf.convert_to_tensor(cell), np.float32)
+        values = np.asarray(tf.convert_to_tensor(tensor), np.float32)
         if kind == "cell":
+            cell = keras_hooks.local_part(tensor)
             if values.size and not values.any():
                 _warn_of_zeros(variable)
             return WeightState(kind, cell.storage, cell.scale, _rms(values))
         _check_constraint(variable)
-        scale = weight_scale(values, storage)
-        scale_variable = add_scale(variable, scale)
-        values = to_grid(values, scale, storage)
+        scale_variable = add_scale(variable, weight_scale(values, storage))
+        # Another one where a checkpoint was waiting for it:
+        scale = np.float32(tf.convert_to_tensor(tensor_of(scale_variable)))
+        moved = to_grid(values, scale, storage).numpy()
         if move:
-            cell.assign(values)
-        return WeightState(kind, storage, scale_variable, _rms(values.numpy()))
+            for part in keras_hooks.parts(tensor):  # each: in a replica, replicas cannot meet
+                part.assign(moved)
+        return WeightState(kind, storage, scale_variable, _rms(moved))
 
 
 def _warn_of_zeros(variable: Any) -> None:
@@ -129,19 +131,23 @@ def _check_constraint(variable: Any) -> None:
     if not keeps_grid(constraint):
         raise ValueError(
             "A constraint moves weights off the grid of an LNS weight and cannot hold there. "
-            f"Received: constraint={constraint!r} for {variable.path}. Drop the constraint, set "
-            "`keeps_lns_grid = True` on one whose result lies on the grid, or leave the variable "
-            "float with the optimizer's `lns_weights`."
+            f"Received: constraint={constraint!r} for {name_of(variable)}. Drop the constraint, "
+            "set `keeps_lns_grid = True` on one whose result lies on the grid, or leave the "
+            "variable float with the optimizer's `lns_weights`."
         )
+
+
+def name_of(variable: Any) -> str:
+    """What a user knows a variable by."""
+    return getattr(variable, "path", None) or str(variable.name).split(":")[0]
 
 
 def label_of(variable: Any) -> str:
     """Name for what an optimizer keeps for a variable."""
-    path = getattr(variable, "path", None) or str(variable.name).replace(":", "_")
-    return path.replace("/", "_")
+    return name_of(variable).replace("/", "_")
 
 
-def bytes_per_parameter(model: keras.Model) -> float:
+def bytes_per_parameter(model: Any) -> float:
     """Bytes of trainable weights and of the optimizer's state, per trainable parameter.
 
     Integer weights count with the bytes they are stored in, and everything counts that the
@@ -149,14 +155,15 @@ def bytes_per_parameter(model: keras.Model) -> float:
     weights with Adam.
 
     Args:
-        model: A model that was trained at least one step, so that the state exists.
+        model: A model of Keras or tf_keras that was trained at least one step, so that the
+            state exists.
 
     Raises:
         ValueError: The model has no trainable parameter, or no built optimizer.
     """
     optimizer = getattr(model, "optimizer", None)
     parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    if optimizer is None or not optimizer.built or not parameters:
+    if optimizer is None or not keras_hooks.is_built(optimizer) or not parameters:
         raise ValueError(
             "`model` must have trainable parameters and an optimizer with its state: compile it "
             f"and train a step. Received: model={model.name!r}"
@@ -165,9 +172,12 @@ def bytes_per_parameter(model: keras.Model) -> float:
     return sum(_bytes_of(v) for v in variables) / parameters
 
 
-def _bytes_of(variable: keras.Variable) -> int:
+def _bytes_of(variable: Any) -> int:
     if isinstance(variable, LNSVariable):
         return variable.nbytes
+    cell = keras_hooks.local_part(variable) if isinstance(variable, tf.Variable) else None
+    if isinstance(cell, LNSCell):
+        return int(np.prod(cell.shape)) * cell.storage.itemsize + 4
     return int(np.prod(variable.shape)) * tf.as_dtype(variable.dtype).size
 
 
