@@ -360,11 +360,11 @@ class EnergyCallbackCore:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Energy of the run as JSON text, also written to a file if `path` is given."""
-        return self.energy.to_json(None if path is None else pathlib.Path(path))
+        return self.energy.to_json(path)
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """Energy of the run as CSV text, also written to a file if `path` is given."""
-        return self.energy.to_csv(None if path is None else pathlib.Path(path))
+        return self.energy.to_csv(path)
 
 
 class EnergyCallback(EnergyCallbackCore, keras.callbacks.Callback):

@@ -7,10 +7,8 @@ they were counted, in every format.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
+import os
 import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -330,26 +328,20 @@ class Comparison:
             ],
         }
 
-    def to_json(self, path: str | pathlib.Path | None = None) -> str:
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """`to_dict` as text, also written to a file if `path` is given."""
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        if path is not None:
-            pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
-        return text
+        return report.json_text(self.to_dict(), path)
 
-    def to_csv(self, path: str | pathlib.Path | None = None) -> str:
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """One line per table and format as text, also written to a file if `path` is given."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
+        rows: list[tuple[Any, ...]] = []
         energies = ("total_pj", "low_pj", "high_pj", "products_pj", "conversions_pj", "rest_pj")
-        writer.writerow(("table", "format", *energies, *(f"{f}_ratio" for f in self.formats)))
+        rows.append(("table", "format", *energies, *(f"{f}_ratio" for f in self.formats)))
         for row in self.rows:
             ratios = (self.ratio(row.table, f, row.format) for f in self.formats)
             values = (getattr(row, name) for name in energies)
-            writer.writerow((row.table, row.format, *values, *ratios))
-        if path is not None:
-            pathlib.Path(path).write_text(out.getvalue(), encoding="utf-8")
-        return out.getvalue()
+            rows.append((row.table, row.format, *values, *ratios))
+        return report.csv_text(rows, path)
 
     def plot(self, path: str | pathlib.Path | None = None) -> matplotlib.figure.Figure:
         """Draws a bar per format and table, with its range and its ratio to the first format.

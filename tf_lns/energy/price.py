@@ -8,12 +8,10 @@ picojoules (pJ) and belong to the arithmetic alone; memory is a separate account
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import functools
-import io
-import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tf_lns.energy import recipes
 from tf_lns.energy.recipes import Part, UnknownFormatError
 from tf_lns.energy.records import Record
-from tf_lns.energy.report import human_energy
+from tf_lns.energy.report import csv_text, human_energy, json_text
 from tf_lns.energy.table import Cost, EnergyTable
 
 if TYPE_CHECKING:
@@ -368,29 +366,23 @@ class Energy:
             ],
         }
 
-    def to_json(self, path: str | pathlib.Path | None = None) -> str:
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """`to_dict` as text, also written to a file if `path` is given."""
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        if path is not None:
-            pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
-        return text
+        return json_text(self.to_dict(), path)
 
-    def to_csv(self, path: str | pathlib.Path | None = None) -> str:
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """One line per record as text, also written to a file if `path` is given."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
+        rows: list[tuple[Any, ...]] = []
         head = ("layer", "pass", "kind", "formats", "op", "count", "pj", "low_pj", "high_pj")
-        writer.writerow((*head, "table"))
+        rows.append((*head, "table"))
         for r in self.records:
             c = r.record
             counted = (c.layer, c.pass_, c.kind, " ".join(c.formats), c.op, c.count)
-            writer.writerow((*counted, r.pj, r.low_pj, r.high_pj, self.table.name))
+            rows.append((*counted, r.pj, r.low_pj, r.high_pj, self.table.name))
         for gap in self.unpriced:
             counted = (" ".join(gap.layers), "", "unpriced", gap.what, "", gap.count)
-            writer.writerow((*counted, "", "", "", self.table.name))
-        if path is not None:
-            pathlib.Path(path).write_text(out.getvalue(), encoding="utf-8")
-        return out.getvalue()
+            rows.append((*counted, "", "", "", self.table.name))
+        return csv_text(rows, path)
 
 
 def price(tally: Tally, table: str | pathlib.Path | EnergyTable = "horowitz-45nm") -> Energy:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import collections
+import csv
+import io
+import json
 import math
+import os
+import pathlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
@@ -20,6 +25,23 @@ if TYPE_CHECKING:
     from tf_lns.energy.table import EnergyTable, Row
 
 _UNITS = ("pJ", "nJ", "µJ", "mJ", "J", "kJ", "MJ", "GJ")
+
+
+def json_text(data: Any, path: str | os.PathLike[str] | None = None) -> str:
+    """Plain data as JSON text, also written to a file if `path` is given."""
+    text = json.dumps(data, indent=2, allow_nan=False)
+    if path is not None:
+        pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def csv_text(rows: Iterable[Iterable[Any]], path: str | os.PathLike[str] | None = None) -> str:
+    """Rows as CSV text, also written to a file if `path` is given."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    if path is not None:
+        pathlib.Path(path).write_text(out.getvalue(), encoding="utf-8")
+    return out.getvalue()
 
 
 def human_energy(pj: float) -> str:
