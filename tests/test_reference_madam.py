@@ -241,16 +241,16 @@ def test_compact_growth_is_unbiased():
 
 def test_compact_shift():
     k = np.array([0, 1, 50, 100], np.int64)
-    moved, exponent = R._shift_compact(k, 3)
+    moved, exponent = R.shift_compact(k, 3)
     # ceil((100 - 127) / 4) + 1 = -5 octaves
     assert exponent == -2
     assert moved.tolist() == [0, 21, 70, 120]
-    moved, exponent = R._shift_compact(np.array([0, 1, 50, 151]), 3)
+    moved, exponent = R.shift_compact(np.array([0, 1, 50, 151]), 3)
     assert exponent == 10
     assert moved.tolist() == [0, 1, 22, 123]
-    assert R._shift_compact(np.array([0, 5, 120]), 3)[1] == 3
-    assert R._shift_compact(np.array([0, 0]), 3)[1] == 3
-    assert R._shift_compact(np.array([2]), -119) == (np.array([6]), -120)
+    assert R.shift_compact(np.array([0, 5, 120]), 3)[1] == 3
+    assert R.shift_compact(np.array([0, 0]), 3)[1] == 3
+    assert R.shift_compact(np.array([2]), -119) == (np.array([6]), -120)
 
 
 def test_compact_never_dies_and_never_revives_zero():

@@ -4,6 +4,7 @@ from tf_lns import energy, layers, ops, optimizers, quantizers, reference
 from tf_lns.calibrate import calibrate
 from tf_lns.config import LNSConfig
 from tf_lns.convert import quantize_model, strip
+from tf_lns.datapath import Datapath
 from tf_lns.energy.callback import EnergyCallback
 from tf_lns.files import load_weights
 from tf_lns.formats import LNSFormat
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LNSSGD",
+    "Datapath",
     "EnergyCallback",
     "InverseSqrtDecay",
     "LNSAdamW",

@@ -1,6 +1,6 @@
 // Formats of the logarithmic number system and the tables that follow from them.
 //
-// Plain C++ without TensorFlow. The definitions are those of tf_lns/reference.py; names
+// Plain C++ without TensorFlow. The definitions are those of tf_lns/reference/; names
 // agree.
 
 #ifndef TF_LNS_CORE_FORMAT_H_

@@ -1,4 +1,4 @@
-// The LNS-Madam step on one weight, plain form. tf_lns/reference.py: madam_step,
+// The LNS-Madam step on one weight, plain form. tf_lns/reference/: madam_step,
 // additive_step.
 //
 // Every float step is one IEEE float32 operation (compile with -ffp-contract=off).
