@@ -48,6 +48,7 @@ from tf_lns.reference.madam import (
     madam_step,
     normalized_gradient,
     normalized_gradient_compact,
+    shift_compact,
     step_in_codes,
 )
 from tf_lns.reference.product import LNSProduct, lns_matmul, term_table, value_of
@@ -92,6 +93,7 @@ __all__ = [
     "scale_from_abs_max",
     "scale_of",
     "scale_shape",
+    "shift_compact",
     "step_in_codes",
     "term_table",
     "threshold_table",
