@@ -5,6 +5,7 @@
 
 #include "kernels/codec_kernels.h"
 #include "kernels/madam_kernels.h"
+#include "kernels/product_kernels.h"
 
 namespace lns {
 
@@ -22,6 +23,9 @@ const char* Name(InstructionSet set);
 
 const CodecKernels& Codec();
 const MadamKernels& Madam();
+
+// The fastest that can do what the plan asks.
+const ProductKernels& Products(const ProductPlan& plan);
 
 // The kernels of a set that is supported.
 const MadamKernels& MadamOf(InstructionSet set);

@@ -101,4 +101,6 @@ const MadamKernels& MadamOf(InstructionSet set) {
 
 const MadamKernels& Madam() { return MadamOf(SelectedInstructionSet()); }
 
+const ProductKernels& Products(const ProductPlan&) { return kProductPlain; }
+
 }  // namespace lns

@@ -10,10 +10,12 @@ from tf_lns.ops.codec import (
     requantize_scale,
     scale_of,
 )
+from tf_lns.ops.product import lns_matmul
 
 __all__ = [
     "decode",
     "encode",
+    "lns_matmul",
     "quantize",
     "quantize_gradient",
     "quantize_with_scale",

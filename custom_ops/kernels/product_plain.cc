@@ -1,0 +1,191 @@
+// Products of codes term by term: the fallback for any CPU and any datapath, and what
+// the tests hold the vectorised kernels against.
+
+#include "kernels/product_kernels.h"
+
+#include <cstring>
+
+namespace lns {
+
+std::string Datapath::Error(int base_factor) const {
+  int g = 0;
+  while ((1 << g) < base_factor) ++g;
+  const struct {
+    const char* name;
+    int64_t value, low, high;
+  } ranges[] = {{"lut_bits", lut_bits, 0, g},
+                {"accumulator_bits", accumulator_bits, 8, 32},
+                {"headroom_bits", headroom_bits, 0, 32},
+                {"fraction_bits", fraction_bits, 0, 16},
+                {"vector_size", vector_size, 1, kMaxVectorSize}};
+  for (const auto& range : ranges) {
+    if (range.value < range.low || range.value > range.high) {
+      return std::string(range.name) + " must be " + std::to_string(range.low) +
+             " to " + std::to_string(range.high) + ", got " +
+             std::to_string(range.value);
+    }
+  }
+  return "";
+}
+
+ProductPlan::ProductPlan(const Format& a, const Format& b, const Datapath& datapath)
+    : a(a), b(b), datapath(datapath) {
+  const int g = a.log2_base_factor(), m = datapath.lut_bits;
+  const int fraction = datapath.fraction_bits;
+  const int top = a.max_exponent() + b.max_exponent();
+  lsb = (top >> g) + 1 + datapath.headroom_bits - (datapath.accumulator_bits - 1);
+  largest = (int64_t{1} << (datapath.accumulator_bits - 1)) - 1;
+  bins = datapath.bins ? 1 << m : 1;
+  for (int h = 0; h < 1 << m; ++h) {
+    const double entry_value = std::exp2(static_cast<double>(h) / (1 << m));
+    entry.push_back(std::llround(std::ldexp(entry_value, fraction)));
+  }
+  for (int p = 0; p <= top; ++p) {
+    const int q = p >> g, r = p & (a.base_factor - 1);
+    const int h = r >> (g - m), rest = r & ((1 << (g - m)) - 1);
+    int64_t n = a.base_factor + rest;
+    int shift = q - lsb - g;
+    if (!datapath.bins) {
+      n *= entry[h];
+      shift -= fraction;
+    }
+    const int right = std::min(std::max(-shift, 0), 62);
+    term.push_back((n << std::max(shift, 0)) >> right);
+    bin.push_back(static_cast<uint16_t>(datapath.bins ? h : 0));
+    lost.push_back((n & ((int64_t{1} << right) - 1)) != 0);
+  }
+}
+
+namespace {
+
+template <typename T>
+int64_t FirstOutsideOf(const Format& format, const T* codes, int64_t n) {
+  const int largest = format.max_code();
+  for (int64_t begin = 0; begin < n; begin += 4096) {
+    const int64_t end = std::min(n, begin + 4096);
+    int outside = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      outside |= codes[i] > largest || codes[i] < -largest;
+    }
+    for (int64_t i = begin; outside && i < end; ++i) {
+      if (codes[i] > largest || codes[i] < -largest) return i;
+    }
+  }
+  return -1;
+}
+
+int64_t PackedSize(const ProductPlan& plan, int64_t k, int64_t n) {
+  return k * n * (plan.b.bits <= 8 ? 1 : 2);
+}
+
+// Column after column.
+template <typename T>
+void PackOf(const T* b, int64_t row_stride, int64_t column_stride, int64_t k,
+            int64_t begin, int64_t end, T* packed) {
+  for (int64_t j = begin; j < end; ++j) {
+    for (int64_t i = 0; i < k; ++i) {
+      packed[j * k + i] = b[i * row_stride + j * column_stride];
+    }
+  }
+}
+
+void Pack(const ProductPlan& plan, const void* b, int64_t row_stride,
+          int64_t column_stride, int64_t k, int64_t n, int64_t begin, int64_t end,
+          void* packed) {
+  if (plan.b.bits <= 8) {
+    PackOf(static_cast<const int8_t*>(b), row_stride, column_stride, k, begin, end,
+           static_cast<int8_t*>(packed));
+  } else {
+    PackOf(static_cast<const int16_t*>(b), row_stride, column_stride, k, begin, end,
+           static_cast<int16_t*>(packed));
+  }
+}
+
+struct Counts {
+  int64_t saturated = 0, truncated = 0;
+};
+
+// The accumulators of one output, counted where `counts` is given.
+template <typename A, typename B>
+void Dot(const ProductPlan& plan, const A* a, const B* b, int64_t k, int64_t* sums,
+         uint8_t* marks, int32_t* accumulators, Counts* counts) {
+  std::fill(accumulators, accumulators + plan.bins, 0);
+  std::fill(marks, marks + plan.bins, 0);
+  for (int64_t begin = 0; begin < k; begin += plan.datapath.vector_size) {
+    const int64_t end = std::min(k, begin + plan.datapath.vector_size);
+    std::fill(sums, sums + plan.bins, 0);
+    for (int64_t i = begin; i < end; ++i) {
+      if (a[i] == 0 || b[i] == 0) continue;
+      const int p = std::abs(int{a[i]}) + std::abs(int{b[i]}) - 2;
+      const int64_t term = plan.term[p];
+      sums[plan.bin[p]] += (a[i] ^ b[i]) < 0 ? -term : term;
+      if (plan.lost[p]) marks[plan.bin[p]] |= 1;
+    }
+    for (int h = 0; h < plan.bins; ++h) {
+      const int64_t exact = accumulators[h] + sums[h];
+      const int64_t clamped = std::max(-plan.largest, std::min(plan.largest, exact));
+      if (clamped != exact) marks[h] |= 2;
+      accumulators[h] = static_cast<int32_t>(clamped);
+    }
+  }
+  if (counts == nullptr) return;
+  for (int h = 0; h < plan.bins; ++h) {
+    counts->truncated += marks[h] & 1;
+    counts->saturated += marks[h] >> 1;
+  }
+}
+
+template <typename A, typename B>
+void RowsOf(const ProductPlan& plan, const A* a, int64_t row_stride, int64_t m,
+            int64_t k, int64_t n, const B* packed, int32_t* accumulators,
+            Counts* counts) {
+  std::vector<int64_t> sums(plan.bins);
+  std::vector<uint8_t> marks(plan.bins);
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      Dot(plan, a + i * row_stride, packed + j * k, k, sums.data(), marks.data(),
+          accumulators + (i * n + j) * plan.bins, counts);
+    }
+  }
+}
+
+void RowsAndCounts(const ProductPlan& plan, const void* a, int64_t row_stride,
+                   int64_t m, int64_t k, int64_t n, const void* packed,
+                   int32_t* accumulators, Counts* counts) {
+  const auto with = [&](auto a_code, auto b_code) {
+    RowsOf(plan, static_cast<const decltype(a_code)*>(a), row_stride, m, k, n,
+           static_cast<const decltype(b_code)*>(packed), accumulators, counts);
+  };
+  if (plan.a.bits <= 8) {
+    plan.b.bits <= 8 ? with(int8_t{}, int8_t{}) : with(int8_t{}, int16_t{});
+  } else {
+    plan.b.bits <= 8 ? with(int16_t{}, int8_t{}) : with(int16_t{}, int16_t{});
+  }
+}
+
+void Rows(const ProductPlan& plan, const void* a, int64_t row_stride, int64_t m,
+          int64_t k, int64_t n, const void* packed, int32_t* accumulators) {
+  RowsAndCounts(plan, a, row_stride, m, k, n, packed, accumulators, nullptr);
+}
+
+}  // namespace
+
+int64_t FirstOutside(const Format& format, const void* codes, int64_t n) {
+  if (format.bits <= 8) {
+    return FirstOutsideOf(format, static_cast<const int8_t*>(codes), n);
+  }
+  return FirstOutsideOf(format, static_cast<const int16_t*>(codes), n);
+}
+
+void RowsWithCounts(const ProductPlan& plan, const void* a, int64_t row_stride,
+                    int64_t m, int64_t k, int64_t n, const void* packed,
+                    int32_t* accumulators, int64_t* saturated, int64_t* truncated) {
+  Counts counts;
+  RowsAndCounts(plan, a, row_stride, m, k, n, packed, accumulators, &counts);
+  *saturated = counts.saturated;
+  *truncated = counts.truncated;
+}
+
+const ProductKernels kProductPlain = {PackedSize, Pack, Rows};
+
+}  // namespace lns

@@ -1,0 +1,161 @@
+"""The product of codes: the op equals the reference, bit for bit."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_lns
+from tf_lns import Datapath, LNSFormat, ops, reference
+
+
+def codes(rng, shape, format, zeros=0.1):
+    format = LNSFormat.get(format)
+    x = rng.integers(-format.max_code, format.max_code + 1, shape)
+    return np.where(rng.random(shape) < zeros, 0, x).astype(format.dtype)
+
+
+def equal_bits(actual, expected):
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.dtype == expected.dtype == np.float32
+    np.testing.assert_array_equal(actual.view(np.int32), expected.view(np.int32))
+
+
+DATAPATHS = [
+    Datapath(),
+    *(Datapath(lut_bits=m) for m in (0, 1, 2, 3)),
+    *(Datapath(accumulator_bits=a) for a in (8, 12, 16, 20, 32)),
+    Datapath(accumulator_bits=16, headroom_bits=0),
+    Datapath(accumulator_bits=32, headroom_bits=0, fraction_bits=0),
+    Datapath(vector_size=1, accumulator_bits=14, headroom_bits=1),
+    Datapath(vector_size=5),
+    Datapath(vector_size=1000),
+    *(Datapath(lut_bits=m, conversion="bins") for m in (0, 1, 3)),
+    Datapath(lut_bits=2, conversion="bins", accumulator_bits=10, headroom_bits=0),
+]
+
+
+@pytest.mark.parametrize("datapath", DATAPATHS, ids=str)
+def test_equals_reference(datapath):
+    rng = np.random.default_rng(1)
+    a, b = codes(rng, (7, 53), "lns8:8"), codes(rng, (53, 19), "lns8:8")
+    expected = reference.lns_matmul(
+        a, b, "lns8:8", a_scale=0.02, b_scale=0.3, datapath=datapath, return_details=True
+    )
+    options = {"a_scale": 0.02, "b_scale": 0.3, "datapath": datapath}
+    equal_bits(ops.lns_matmul(a, b, "lns8:8", **options), expected.values)
+    actual = ops.lns_matmul(a, b, "lns8:8", **options, return_details=True)
+    equal_bits(actual.values, expected.values)
+    np.testing.assert_array_equal(actual.accumulators, expected.accumulators)
+    assert int(actual.saturated) == expected.saturated
+    assert int(actual.truncated) == expected.truncated
+
+
+FORMATS = [
+    ("lns8:8", "lns8:8"),
+    ("lns5:2", "lns8:2"),
+    ("lns8:1", "lns8:1"),
+    ("lns2:1", "lns16:1"),
+    ("lns16:2048", "lns16:2048"),
+    ("lns16:64", "lns8:64"),
+    ("lns4:4096", "lns10:4096"),
+]
+
+
+@pytest.mark.parametrize(("a_format", "b_format"), FORMATS)
+def test_formats(a_format, b_format):
+    rng = np.random.default_rng(2)
+    a, b = codes(rng, (5, 40), a_format), codes(rng, (40, 6), b_format)
+    for datapath in (Datapath(), Datapath(lut_bits=0), Datapath(lut_bits=0, conversion="bins")):
+        options = {"a_scale": 2.0**-20, "b_scale": 2.0**-20, "datapath": datapath}
+        expected = reference.lns_matmul(a, b, a_format, b_format, **options)
+        equal_bits(ops.lns_matmul(a, b, a_format, b_format, **options), expected)
+
+
+@pytest.mark.parametrize(
+    ("transpose_a", "transpose_b"), list(itertools.product((False, True), repeat=2))
+)
+def test_transposed_and_batched(transpose_a, transpose_b):
+    rng = np.random.default_rng(3)
+    a, b = codes(rng, (3, 1, 5, 34), "lns8:8"), codes(rng, (2, 34, 9), "lns8:8")
+    expected = reference.lns_matmul(a, b, "lns8:8")
+    assert expected.shape == (3, 2, 5, 9)
+    a = np.swapaxes(a, -1, -2) if transpose_a else a
+    b = np.swapaxes(b, -1, -2) if transpose_b else b
+    options = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+    equal_bits(ops.lns_matmul(a, b, "lns8:8", **options), expected)
+    equal_bits(reference.lns_matmul(a, b, "lns8:8", **options), expected)
+
+
+SCALE_SHAPES = [
+    ((), (1, 9)),
+    ((5, 1), (1, 9)),
+    ((2, 5, 1), ()),
+    ((5, 3), (1, 9)),
+    ((), (3, 9)),
+    ((2, 1, 3), (3, 1)),
+]
+
+
+@pytest.mark.parametrize(("a_shape", "b_shape"), SCALE_SHAPES)
+def test_scales(a_shape, b_shape):
+    rng = np.random.default_rng(4)
+    a, b = codes(rng, (2, 5, 40), "lns8:8"), codes(rng, (40, 9), "lns8:8")
+    options = {
+        "a_scale": np.exp2(rng.normal(size=a_shape)).astype(np.float32),
+        "b_scale": np.exp2(rng.normal(size=b_shape)).astype(np.float32),
+    }
+    expected = reference.lns_matmul(a, b, "lns8:8", **options)
+    equal_bits(ops.lns_matmul(a, b, "lns8:8", **options), expected)
+
+
+@pytest.mark.parametrize("scale", [2.0**-126, 2.0**-70, 1.0, 2.0**60, 2.0**127])
+@pytest.mark.parametrize("format", ["lns8:1", "lns8:8"])
+def test_results_beyond_float32(format, scale):
+    rng = np.random.default_rng(5)
+    a, b = codes(rng, (9, 6), format, zeros=0.7), codes(rng, (6, 9), format, zeros=0.7)
+    a[0] = 0
+    options = {"a_scale": scale, "b_scale": scale}
+    expected = reference.lns_matmul(a, b, format, **options)
+    assert not np.isnan(expected).any()
+    assert not expected[0].any()
+    equal_bits(ops.lns_matmul(a, b, format, **options), expected)
+
+
+def test_empty():
+    a, b = np.zeros((3, 0), np.int8), np.zeros((0, 4), np.int8)
+    np.testing.assert_array_equal(ops.lns_matmul(a, b, "lns8:8"), np.zeros((3, 4)))
+    assert ops.lns_matmul(a[:0], b, "lns8:8").shape == (0, 4)
+
+
+def test_refuses():
+    a = np.zeros((3, 4), np.int8)
+    with pytest.raises(ValueError, match="requantize"):
+        ops.lns_matmul(a, a.T, "lns8:8", "lns8:4")
+    with pytest.raises(TypeError, match="`b` of lns8:8 must have dtype int8"):
+        ops.lns_matmul(a, a.T.astype(np.int16), "lns8:8")
+    with pytest.raises(ValueError, match="lut_bits"):
+        ops.lns_matmul(a, a.T, "lns8:2", datapath=Datapath(lut_bits=3))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="K"):
+        ops.lns_matmul(a, a, "lns8:8")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a_scale"):
+        ops.lns_matmul(a, a.T, "lns8:8", a_scale=0.0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a_scale"):
+        ops.lns_matmul(a, a.T, "lns8:8", a_scale=np.ones((3, 2), np.float32))
+    bad = a.copy()
+    bad[1, 2] = -128
+    with pytest.raises(tf.errors.InvalidArgumentError, match="flat index 6"):
+        ops.lns_matmul(bad, a.T, "lns8:8")
+    with pytest.raises(TypeError, match="datapath"):
+        ops.lns_matmul(a, a.T, "lns8:8", datapath="24 bits")
+
+
+def test_gradient_is_refused():
+    a = tf.zeros((3, 4), tf.int8)
+    scale = tf.constant(1.0)
+    with tf.GradientTape() as tape:
+        tape.watch(scale)
+        y = tf_lns.ops.lns_matmul(a, tf.transpose(a), "lns8:8", a_scale=scale)
+    with pytest.raises(LookupError, match="no gradient"):
+        tape.gradient(y, scale)
