@@ -6,6 +6,7 @@ from tf_lns.config import LNSConfig
 from tf_lns.convert import quantize_model, strip
 from tf_lns.datapath import Datapath
 from tf_lns.energy.callback import EnergyCallback
+from tf_lns.export import export_model, load_export
 from tf_lns.files import load_weights
 from tf_lns.formats import LNSFormat
 from tf_lns.layers.registry import register_layer
@@ -30,7 +31,9 @@ __all__ = [
     "LNSVariable",
     "calibrate",
     "energy",
+    "export_model",
     "layers",
+    "load_export",
     "load_weights",
     "ops",
     "optimizers",

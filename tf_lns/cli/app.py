@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tf_lns.cli import energy, formats, summary, tables
+from tf_lns.cli import energy, export, formats, summary, tables
 from tf_lns.cli.console import InputError, one_line
 
 WRONG_INPUT, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show the whole error, and TensorFlow's messages"
     )
     commands = result.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (energy, summary, tables, formats):
+    for module in (energy, summary, export, tables, formats):
         module.add(commands, common)
     return result
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tf_lns.datapath import Datapath, pair_of_formats
 from tf_lns.formats import LNSFormat
 from tf_lns.ops.call import call, code_tensor, flag, scale_tensor
+from tf_lns.ops.recording import show
 from tf_lns.reference import LNSProduct
 
 
@@ -72,7 +73,21 @@ def lns_matmul(
         transpose_b=flag(transpose_b, "transpose_b"),
         **product_attributes(datapath, a_format, b_format),
     )
-    return LNSProduct(*result) if return_details else result
+    if return_details:
+        return LNSProduct(*result)
+    show(
+        operation="matmul",
+        a=inputs[0],
+        b=inputs[1],
+        a_format=a_format,
+        b_format=b_format,
+        a_scale=inputs[2],
+        b_scale=inputs[3],
+        datapath=datapath,
+        result=result,
+        options={"transpose_a": transpose_a, "transpose_b": transpose_b},
+    )
+    return result
 
 
 def product_attributes(
