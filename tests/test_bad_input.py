@@ -327,7 +327,7 @@ def test_decode_equals_the_reference_or_refuses(codes, bits, log2_base, scale):
         ({"error_underflow": "no"}, ValueError, "`error_underflow`.*no"),
         ({"gradient_underflow": 1}, ValueError, "`gradient_underflow`.*1"),
         ({"power_of_two_scales": "yes"}, TypeError, "`power_of_two_scales`.*yes"),
-        ({"datapath": 3}, ValueError, "`datapath`.*3"),
+        ({"datapath": 3}, TypeError, "`datapath`.*3"),
         ({"bits": 8}, TypeError, "bits"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The product of codes: the op equals the reference, bit for bit."""
+"""The product of codes: kernel and XLA lowering equal the reference, bit for bit."""
 
 import itertools
 
@@ -22,6 +22,19 @@ def equal_bits(actual, expected):
     np.testing.assert_array_equal(actual.view(np.int32), expected.view(np.int32))
 
 
+@pytest.fixture(params=["kernel", "jit"])
+def matmul(request):
+    """`ops.lns_matmul`, plain or compiled by XLA."""
+    if request.param == "kernel":
+        return ops.lns_matmul
+
+    def compiled(a, b, *formats, **options):
+        run = tf.function(lambda a, b: ops.lns_matmul(a, b, *formats, **options), jit_compile=True)
+        return run(tf.constant(a), tf.constant(b))
+
+    return compiled
+
+
 DATAPATHS = [
     Datapath(),
     *(Datapath(lut_bits=m) for m in (0, 1, 2, 3)),
@@ -37,15 +50,15 @@ DATAPATHS = [
 
 
 @pytest.mark.parametrize("datapath", DATAPATHS, ids=str)
-def test_equals_reference(datapath):
+def test_equals_reference(matmul, datapath):
     rng = np.random.default_rng(1)
     a, b = codes(rng, (7, 53), "lns8:8"), codes(rng, (53, 19), "lns8:8")
     expected = reference.lns_matmul(
         a, b, "lns8:8", a_scale=0.02, b_scale=0.3, datapath=datapath, return_details=True
     )
     options = {"a_scale": 0.02, "b_scale": 0.3, "datapath": datapath}
-    equal_bits(ops.lns_matmul(a, b, "lns8:8", **options), expected.values)
-    actual = ops.lns_matmul(a, b, "lns8:8", **options, return_details=True)
+    equal_bits(matmul(a, b, "lns8:8", **options), expected.values)
+    actual = matmul(a, b, "lns8:8", **options, return_details=True)
     equal_bits(actual.values, expected.values)
     np.testing.assert_array_equal(actual.accumulators, expected.accumulators)
     assert int(actual.saturated) == expected.saturated
@@ -64,19 +77,19 @@ FORMATS = [
 
 
 @pytest.mark.parametrize(("a_format", "b_format"), FORMATS)
-def test_formats(a_format, b_format):
+def test_formats(matmul, a_format, b_format):
     rng = np.random.default_rng(2)
     a, b = codes(rng, (5, 40), a_format), codes(rng, (40, 6), b_format)
     for datapath in (Datapath(), Datapath(lut_bits=0), Datapath(lut_bits=0, conversion="bins")):
         options = {"a_scale": 2.0**-20, "b_scale": 2.0**-20, "datapath": datapath}
         expected = reference.lns_matmul(a, b, a_format, b_format, **options)
-        equal_bits(ops.lns_matmul(a, b, a_format, b_format, **options), expected)
+        equal_bits(matmul(a, b, a_format, b_format, **options), expected)
 
 
 @pytest.mark.parametrize(
     ("transpose_a", "transpose_b"), list(itertools.product((False, True), repeat=2))
 )
-def test_transposed_and_batched(transpose_a, transpose_b):
+def test_transposed_and_batched(matmul, transpose_a, transpose_b):
     rng = np.random.default_rng(3)
     a, b = codes(rng, (3, 1, 5, 34), "lns8:8"), codes(rng, (2, 34, 9), "lns8:8")
     expected = reference.lns_matmul(a, b, "lns8:8")
@@ -84,7 +97,7 @@ def test_transposed_and_batched(transpose_a, transpose_b):
     a = np.swapaxes(a, -1, -2) if transpose_a else a
     b = np.swapaxes(b, -1, -2) if transpose_b else b
     options = {"transpose_a": transpose_a, "transpose_b": transpose_b}
-    equal_bits(ops.lns_matmul(a, b, "lns8:8", **options), expected)
+    equal_bits(matmul(a, b, "lns8:8", **options), expected)
     equal_bits(reference.lns_matmul(a, b, "lns8:8", **options), expected)
 
 
@@ -99,7 +112,7 @@ SCALE_SHAPES = [
 
 
 @pytest.mark.parametrize(("a_shape", "b_shape"), SCALE_SHAPES)
-def test_scales(a_shape, b_shape):
+def test_scales(matmul, a_shape, b_shape):
     rng = np.random.default_rng(4)
     a, b = codes(rng, (2, 5, 40), "lns8:8"), codes(rng, (40, 9), "lns8:8")
     options = {
@@ -107,12 +120,12 @@ def test_scales(a_shape, b_shape):
         "b_scale": np.exp2(rng.normal(size=b_shape)).astype(np.float32),
     }
     expected = reference.lns_matmul(a, b, "lns8:8", **options)
-    equal_bits(ops.lns_matmul(a, b, "lns8:8", **options), expected)
+    equal_bits(matmul(a, b, "lns8:8", **options), expected)
 
 
 @pytest.mark.parametrize("scale", [2.0**-126, 2.0**-70, 1.0, 2.0**60, 2.0**127])
 @pytest.mark.parametrize("format", ["lns8:1", "lns8:8"])
-def test_results_beyond_float32(format, scale):
+def test_results_beyond_float32(matmul, format, scale):
     rng = np.random.default_rng(5)
     a, b = codes(rng, (9, 6), format, zeros=0.7), codes(rng, (6, 9), format, zeros=0.7)
     a[0] = 0
@@ -120,13 +133,13 @@ def test_results_beyond_float32(format, scale):
     expected = reference.lns_matmul(a, b, format, **options)
     assert not np.isnan(expected).any()
     assert not expected[0].any()
-    equal_bits(ops.lns_matmul(a, b, format, **options), expected)
+    equal_bits(matmul(a, b, format, **options), expected)
 
 
-def test_empty():
+def test_empty(matmul):
     a, b = np.zeros((3, 0), np.int8), np.zeros((0, 4), np.int8)
-    np.testing.assert_array_equal(ops.lns_matmul(a, b, "lns8:8"), np.zeros((3, 4)))
-    assert ops.lns_matmul(a[:0], b, "lns8:8").shape == (0, 4)
+    np.testing.assert_array_equal(matmul(a, b, "lns8:8"), np.zeros((3, 4)))
+    assert matmul(a[:0], b, "lns8:8").shape == (0, 4)
 
 
 def test_refuses():
@@ -159,3 +172,12 @@ def test_gradient_is_refused():
         y = tf_lns.ops.lns_matmul(a, tf.transpose(a), "lns8:8", a_scale=scale)
     with pytest.raises(LookupError, match="no gradient"):
         tape.gradient(y, scale)
+
+
+def test_under_jit_bad_codes_count_as_zero_and_bad_scales_as_one():
+    a = np.array([[-128, 5]], np.int8)
+    b = np.array([[7], [9]], np.int8)
+    run = tf.function(lambda scale: ops.lns_matmul(a, b, "lns8:8", a_scale=scale), jit_compile=True)
+    expected = reference.lns_matmul([[0, 5]], b, "lns8:8")
+    equal_bits(run(tf.constant(0.0)), expected)
+    equal_bits(run(tf.constant(1.0)), expected)

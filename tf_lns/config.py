@@ -8,10 +8,14 @@ from typing import Any
 
 import keras
 
+from tf_lns.datapath import Datapath
 from tf_lns.formats import LNSFormat
 from tf_lns.ops.call import UNDERFLOWS, choice, flag
 
 _FORMATS = ("weights", "storage", "activations", "errors", "gradients")
+
+_OPERANDS = ("weights", "activations", "errors")
+"""What products multiply."""
 
 
 _LARGEST_RANGE = dict.fromkeys(_FORMATS, 126) | {"weights": 64, "storage": 64}
@@ -49,7 +53,10 @@ class LNSConfig:
             "flush" makes them zero.
         gradient_underflow: The same for gradients.
         power_of_two_scales: Round the scales of A, E and G up to powers of two.
-        datapath: Reserved for the bit-true datapath; must be None in this version.
+        datapath: `Datapath` (or its dict) on which the layer's products are computed, bit for
+            bit, forward and backward: of codes, as hardware does. Weights, activations and
+            errors must have formats of one base factor. None computes them in float32 on the
+            same values.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -110,10 +117,32 @@ class LNSConfig:
         choice(self.gradient_underflow, "gradient_underflow", UNDERFLOWS)
         flag(self.power_of_two_scales, "power_of_two_scales")
         if self.datapath is not None:
+            self._check_datapath()
+
+    def _check_datapath(self) -> None:
+        """Makes `datapath` a `Datapath`, and checks that the operands' formats fit it."""
+        try:
+            object.__setattr__(self, "datapath", Datapath.get(self.datapath))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`datapath`: {error}") from None
+        operands = {name: getattr(self, name) for name in _OPERANDS}
+        missing = [name for name, format in operands.items() if format is None]
+        if missing:
             raise ValueError(
-                "`datapath` must be None: products are computed in float32 on LNS values. "
-                f"Received: datapath={self.datapath!r}"
+                "A `datapath` multiplies codes, so weights, activations and errors must have "
+                f"formats. Received: {', '.join(f'{name}=None' for name in missing)}. Give "
+                'formats such as "lns8:8", or datapath=None.'
             )
+        if len({format.base_factor for format in operands.values()}) > 1:
+            raise ValueError(
+                "A `datapath` adds exponents, so weights, activations and errors must share one "
+                "base factor. Received: "
+                f"{', '.join(f'{name}={format}' for name, format in operands.items())}"
+            )
+        try:
+            self.datapath.table_bits(operands["weights"].base_factor)
+        except ValueError as error:
+            raise ValueError(f"`datapath`: {error}") from None
 
     @classmethod
     def get(cls, value: LNSConfig | dict | None) -> LNSConfig:
@@ -143,6 +172,8 @@ class LNSConfig:
         config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in _FORMATS:
             config[name] = None if config[name] is None else str(config[name])
+        if self.datapath is not None:
+            config["datapath"] = self.datapath.get_config()
         return config
 
     @classmethod

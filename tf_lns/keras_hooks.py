@@ -85,6 +85,22 @@ def record_read(value: tf.Tensor, handle: tf.Tensor) -> None:
     )
 
 
+def refuse_derivatives(results: list[tf.Tensor], sources: list[tf.Tensor], message: str) -> None:
+    """Tells the tapes that the derivatives of some tensors are a LookupError.
+
+    Args:
+        results: Tensors that no tape has seen made.
+        sources: What they were made of.
+        message: What the error says.
+    """
+
+    def refuse(*gradients: Any) -> Any:
+        raise LookupError(message)
+
+    for result in results:
+        record.record_operation("LnsRefused", [result], sources, refuse, None)
+
+
 def write_plain_object(proto: Any) -> None:
     """Declares a SavedModel's node an object that is no more than its children."""
     proto.user_object.CopyFrom(

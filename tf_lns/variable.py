@@ -432,15 +432,23 @@ class LNSVariable(keras.Variable):
     @property
     def value(self) -> Any:
         """The weight: the cell, or inside a layer's call the float32 tensor Q_W(w)."""
-        if getattr(_forward, "on", False) and self._value is not None:
-            cell = self.cell
-            if cell.seen is not None:
-                outside = keras_hooks.stateless_value(self)
-                seen = (
-                    cell.read(cell.seen) if outside is None else self._seen_of(outside, cell.seen)
-                )
-                return self._maybe_autocast(seen)
+        in_layer = getattr(_forward, "on", False) and self._value is not None
+        if in_layer and self.cell.seen is not None:
+            return self._maybe_autocast(self.as_seen())
         return super().value
+
+    def as_seen(self) -> tf.Tensor:
+        """Q_W(w), float32 whatever the dtype of the products."""
+        cell = self.cell
+        outside = keras_hooks.stateless_value(self)
+        if outside is None or cell.seen is None:
+            return cell.read(cell.seen)
+        return self._seen_of(outside, cell.seen)
+
+    def seen_scale(self) -> tf.Tensor:
+        """Scale of Q_W(w)."""
+        cell = self.cell
+        return ops.requantize_scale(cell.scale, self._format, cell.seen or self._format)
 
     def _seen_of(self, value: tf.Tensor, seen: LNSFormat) -> tf.Tensor:
         """Q_W of a value that `stateless_call` puts in the place of the stored one."""

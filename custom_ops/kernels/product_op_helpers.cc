@@ -62,26 +62,43 @@ Status MatmulShape::Init(const ProductPlan& plan, const TensorShape& a_shape,
   return absl::OkStatus();
 }
 
-Status ScaleGrid::Init(const Tensor& scale, const char* name, const TensorShape& lead,
-                       int64_t rows, int64_t columns) {
+namespace {
+
+TensorShape FullScale(const TensorShape& lead, int64_t rows, int64_t columns) {
   TensorShape full = lead;
   full.AddDim(rows);
   full.AddDim(columns);
-  const TensorShape& shape = scale.shape();
-  const int missing = full.dims() - shape.dims();
-  bool fits = missing >= 0 && shape.dims() != 1;
-  std::vector<int64_t> strides(full.dims(), 0);
-  int64_t stride = 1;
-  for (int i = shape.dims() - 1; fits && i >= 0; --i) {
-    const int64_t size = shape.dim_size(i);
-    if (size != 1 && size != full.dim_size(missing + i)) fits = false;
-    strides[missing + i] = size == 1 ? 0 : stride;
-    stride *= size;
+  return full;
+}
+
+}  // namespace
+
+Status CheckScaleShape(const TensorShape& scale, const char* name,
+                       const TensorShape& lead, int64_t rows, int64_t columns) {
+  const TensorShape full = FullScale(lead, rows, columns);
+  const int missing = full.dims() - scale.dims();
+  bool fits = missing >= 0 && scale.dims() != 1;
+  for (int i = 0; fits && i < scale.dims(); ++i) {
+    const int64_t size = scale.dim_size(i);
+    fits = size == 1 || size == full.dim_size(missing + i);
   }
-  if (!fits) {
-    return InvalidArgument(
-        name, " must be a scalar or have 1 or the full size on each axis of ",
-        full.DebugString(), ", got ", shape.DebugString());
+  if (fits) return absl::OkStatus();
+  return InvalidArgument(
+      name, " must be a scalar or have 1 or the full size on each axis of ",
+      full.DebugString(), ", got ", scale.DebugString());
+}
+
+Status ScaleGrid::Init(const Tensor& scale, const char* name, const TensorShape& lead,
+                       int64_t rows, int64_t columns) {
+  const TensorShape& shape = scale.shape();
+  TF_RETURN_IF_ERROR(CheckScaleShape(shape, name, lead, rows, columns));
+  const int rank = lead.dims() + 2;
+  std::vector<int64_t> strides(rank, 0);
+  int64_t stride = 1;
+  for (int i = shape.dims() - 1; i >= 0; --i) {
+    const int64_t size = shape.dim_size(i);
+    strides[rank - shape.dims() + i] = size == 1 ? 0 : stride;
+    stride *= size;
   }
   values_ = scale.flat<float>().data();
   for (int64_t i = 0; i < scale.NumElements(); ++i) {

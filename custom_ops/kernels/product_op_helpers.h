@@ -27,6 +27,11 @@ struct MatmulShape {
   int64_t batches() const { return lead.num_elements(); }
 };
 
+// InvalidArgument unless a scale is a scalar or has 1 or the full size on each axis of
+// [lead..., rows, columns].
+Status CheckScaleShape(const TensorShape& scale, const char* name,
+                       const TensorShape& lead, int64_t rows, int64_t columns);
+
 // A scale laid over [lead..., rows, columns]; each of its axes is 1 or the full size.
 class ScaleGrid {
  public:

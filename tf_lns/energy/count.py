@@ -240,7 +240,8 @@ class _Counter:
         result = flows_of.result(op, inputs, backward, here.layer, here.runs)
         if op.type in flows_of.READS:
             result = self._read(inputs[0].source, result, here)
-        if context.recording and not result.constant:
+        simulates = bool(inputs) and rules.serves_simulation(op, inputs[0].format)
+        if context.recording and not result.constant and not simulates:
             self._record(frame, op, inputs, here)
         if update and here.layer:  # state belongs to the layer of the weight that it serves
             for x, flow in zip(op.inputs, inputs, strict=True):

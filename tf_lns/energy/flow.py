@@ -129,15 +129,17 @@ def result(op: Any, inputs: list[Flow], backward: bool, layer: str | None, runs:
         layer=layer,
         runs=runs,
     )
-    if flow.format is not None or not (op.type in rules.KEEPS_FORMAT or adds_lists(op)):
+    recoded = op.type == "LnsEncode" and inputs[0].format == flow.format
+    keeps = op.type in rules.KEEPS_FORMAT or adds_lists(op)
+    if not recoded and (flow.format is not None or not keeps):
         return flow
-    kept = inputs[:1] if op.type == "ReluGrad" else inputs
+    kept = inputs[:1] if op.type == "ReluGrad" or recoded else inputs
     if op.type == "SelectV2" and op.inputs[0].op.type == "IsInf":
         kept = [_CONSTANT, _CONSTANT, inputs[2]]  # Q_E lets an overflow pass, see ops/gradients.py
     values = [
         flow
         for flow, x in zip(kept, op.inputs, strict=False)
-        if x.dtype.is_floating or x.dtype == tf.variant
+        if x.dtype.is_floating or x.dtype == tf.variant or flow.format
     ]
     carrying = [flow for flow in values if not flow.constant]
     if not carrying:  # zeros lie in every format; a quantized one will be joined by others
@@ -146,7 +148,7 @@ def result(op: Any, inputs: list[Flow], backward: bool, layer: str | None, runs:
     first = carrying[0]
     if all(other.format == first.format for other in carrying):
         flow = dataclasses.replace(flow, format=first.format)
-    moves = op.type in rules.FREE or adds_lists(op)
+    moves = op.type in rules.FREE or adds_lists(op) or recoded
     if moves and all(other.source == first.source for other in carrying):
         flow = dataclasses.replace(flow, source=first.source, size=first.size, runs=first.runs)
     return flow

@@ -156,6 +156,28 @@ def _depthwise_filter(op: Any) -> Product:
     return Product(_given(op.inputs[2]) * taps, elements(op.outputs[0]), (0, 2))
 
 
+def _lns_matmul(op: Any) -> Product:
+    """Of codes, on a datapath."""
+    a = _dims(op.inputs[0])
+    results = elements(op.outputs[0])
+    return Product(results * a[-2 if op.get_attr("transpose_a") else -1], results)
+
+
+def _lns_convolution(op: Any) -> Product:
+    """Of codes: a convolution or one of its derivatives, which are convolutions as well.
+
+    Every result is a sum over taps; but zeros between the inputs and around them, by which the
+    derivative by the input is a convolution, are no work: there every input meets every tap.
+    """
+    results = elements(op.outputs[0])
+    *taps, per_group, outputs = _dims(op.inputs[1])
+    inputs = elements(op.inputs[0])
+    groups = _dims(op.inputs[0])[-1] // per_group
+    of_results = results * math.prod(taps) * per_group
+    of_inputs = inputs * math.prod(taps) * outputs // groups
+    return Product(min(of_results, of_inputs), results)
+
+
 _SAME_ELEMENTS = ("Reshape", "Squeeze", "ExpandDims", "Identity")
 
 
@@ -199,6 +221,8 @@ PRODUCTS: dict[str, Callable[[Any], Product | list[Count]]] = {
     "DepthwiseConv2dNative": _depthwise,
     "DepthwiseConv2dNativeBackpropInput": _depthwise_input,
     "DepthwiseConv2dNativeBackpropFilter": _depthwise_filter,
+    "LnsMatmul": _lns_matmul,
+    "LnsConv": _lns_convolution,
 }
 """Operations made of multiply-accumulates."""
 
@@ -642,7 +666,7 @@ def stored_format(op: Any, position: int) -> str | None:
 
 def result_format(op: Any) -> str | None:
     """Format of the values that an operation gives, where it is a low-bit one."""
-    if op.type in ("LnsQuantize", "LnsQuantizeDynamic", "LnsDecode"):
+    if op.type in ("LnsQuantize", "LnsQuantizeDynamic", "LnsDecode", "LnsEncode"):
         return _format(op)
     if op.type == "LnsReadVariable":
         return _format(op, "read_")
@@ -656,6 +680,21 @@ def consumed_format(op: Any) -> str | None:
     if op.type == "LnsApplyMadam" and op.get_attr("grad_bits"):
         return _format(op, "grad_")
     return None if op.type == "LnsReadVariable" else result_format(op)
+
+
+def serves_simulation(op: Any, format_: str | None) -> bool:
+    """Whether an operation is there because codes are simulated by floats.
+
+    Values that lie in a format already become codes, and are looked through for NaN, before a
+    product on a datapath: in hardware they are codes.
+
+    Args:
+        op: The operation.
+        format_: Low-bit format of its first input.
+    """
+    if op.type == "LnsEncode":
+        return format_ == _format(op)
+    return op.type == "IsNan" and format_ is not None
 
 
 KEEPS_FORMAT = FREE | {"Relu", "ReluGrad", "MaxPool", "MaxPoolV2", "MaxPool3D", "Max", "Cast"}

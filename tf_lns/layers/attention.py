@@ -28,6 +28,7 @@ class _Attention(LNSComposite):
     quantized_inputs = 0
     quantized_outputs = False
     recorded_ranges = 4
+    takes_datapath = True
 
     def _scores(self, query: Any, key: Any) -> Any:
         """The first product, in the order of operands that the layer's equation has."""
@@ -47,12 +48,12 @@ class _Attention(LNSComposite):
         query = self.quantize_activation(query, _QUERY, training)
         key = self.quantize_activation(key, _KEY, training)
         value = self.quantize_activation(value, _VALUE, training)
-        scores = self.quantize_error(self._scores(query, key))
+        scores = self.quantize_result_error(self._scores(query, key))
         scores = self._masked_softmax(scores, attention_mask)
         kept = self._dropout_layer(scores, training=training)
         kept = self.quantize_activation(kept, _PROBABILITIES, training)
-        output = keras_ops.einsum(self._combine_equation, kept, value)
-        return self.quantize_error(output), scores
+        output = self.einsum(self._combine_equation, kept, value)
+        return self.quantize_result_error(output), scores
 
 
 @register_layer(keras.layers.MultiHeadAttention)
@@ -60,7 +61,7 @@ class LNSMultiHeadAttention(_Attention, keras.layers.MultiHeadAttention):
     """`keras.layers.MultiHeadAttention` in LNS; one more argument, `lns_config`."""
 
     def _scores(self, query: Any, key: Any) -> Any:
-        return keras_ops.einsum(self._dot_product_equation, key, query)
+        return self.einsum(self._dot_product_equation, key, query)
 
     @property
     def _inverse_root(self) -> float:
@@ -72,7 +73,7 @@ class LNSGroupQueryAttention(_Attention, keras.layers.GroupQueryAttention):
     """`keras.layers.GroupQueryAttention` in LNS; one more argument, `lns_config`."""
 
     def _scores(self, query: Any, key: Any) -> Any:
-        return keras_ops.einsum(self._dot_product_equation, query, key)
+        return self.einsum(self._dot_product_equation, query, key)
 
     @property
     def _inverse_root(self) -> float:

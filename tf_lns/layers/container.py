@@ -50,7 +50,8 @@ def convert(
         In words, the layers that have kernels, were meant to be converted and stay float.
 
     Raises:
-        ValueError: A kernel has a constraint; then nothing has been changed.
+        ValueError: A kernel has a constraint, or a layer that gets a datapath cannot compute its
+            products on one; then nothing has been changed.
     """
     found: dict[int, tuple[keras.layers.Layer, str, LNSConfig | None]] = {}
 
@@ -64,9 +65,10 @@ def convert(
 
     visit(layer, place, around)
     for inside, _, config in found.values():
-        is_target = id(inside) in wrapped or lns_class_for(inside) is not None
-        if config is not None and is_target:
+        target = LNSMixin if id(inside) in wrapped else lns_class_for(inside)
+        if config is not None and target is not None:
             _check_constraints(inside)
+            target.check_datapath(config, inside.name)
     left = []
     for inside, where, config in found.values():
         if config is not None and id(inside) in wrapped:

@@ -25,6 +25,11 @@ class LNSDense(LNSMixin, keras.layers.Dense):
         **kwargs: As in `keras.layers.Dense`.
     """
 
+    def datapath_call(self, inputs: Any, training: Any = None) -> Any:
+        """Keras' call, its product on the datapath."""
+        x = self.einsum("...k,kn->...n", inputs, self.kernel, self.bias)
+        return x if self.activation is None else self.activation(x)
+
 
 @register_layer(keras.layers.EinsumDense)
 class LNSEinsumDense(LNSMixin, keras.layers.EinsumDense):
@@ -36,6 +41,11 @@ class LNSEinsumDense(LNSMixin, keras.layers.EinsumDense):
         axes = tuple(i for i, letter in enumerate(kernel) if letter not in inputs)
         neighbours = axes == tuple(range(axes[0], axes[0] + len(axes))) if axes else True
         return axes if neighbours else axes[-1:]
+
+    def datapath_call(self, inputs: Any, training: Any = None) -> Any:
+        """Keras' call, its product on the datapath."""
+        x = self.einsum(self.equation, inputs, self.kernel, self.bias)
+        return x if self.activation is None else self.activation(x)
 
 
 class _Table(LNSMixin):
@@ -57,6 +67,7 @@ class LNSEmbedding(_Table, keras.layers.Embedding):
 
     quantized_inputs = 0
     recorded_ranges = 0
+    takes_datapath = True  # it has no products
 
 
 if hasattr(keras.layers, "ReversibleEmbedding"):
@@ -72,3 +83,18 @@ if hasattr(keras.layers, "ReversibleEmbedding"):
             """Q_A of hidden states; token ids pass."""
             is_ids = keras.backend.is_int_dtype(keras.backend.standardize_dtype(x.dtype))
             return x if is_ids else super().quantize_activation(x, index, training)
+
+        def datapath_call(self, inputs: Any, reverse: bool = False) -> Any:
+            """Keras' call, the product of its reverse on the datapath."""
+            if not reverse:
+                return self.quantize_error(keras.layers.ReversibleEmbedding.call(self, inputs))
+            if self.tie_weights:
+                table = keras.layers.ReversibleEmbedding.embeddings.fget(self)
+                logits = self.einsum("...d,vd->...v", inputs, table)
+            else:
+                logits = self.einsum("...d,dv->...v", inputs, self.reverse_embeddings)
+            if self.reverse_dtype is not None:
+                logits = keras.ops.cast(logits, self.reverse_dtype)
+            if self.logit_soft_cap is None:
+                return logits
+            return keras.ops.tanh(logits / self.logit_soft_cap) * self.logit_soft_cap

@@ -26,6 +26,9 @@ import tensorflow as tf
 from tf_lns import keras_hooks, ops, reference
 from tf_lns.config import LNSConfig
 from tf_lns.formats import LNSFormat
+from tf_lns.layers import products
+from tf_lns.layers.contraction import Einsum
+from tf_lns.layers.operands import encoded, on_grid
 from tf_lns.layers.registry import KINDS_KEY
 from tf_lns.roles import multiplies_activations, role_of
 from tf_lns.variable import LNSVariable, WeightRole, forward_reads
@@ -72,6 +75,7 @@ class _Call:
 
     layer: Any
     error_quantized: bool = False
+    on_datapath: bool = False  # the gradients of the products have Q_E
 
 
 _MISSING = object()
@@ -116,42 +120,51 @@ class ActivationMixin:
             Q_A of x, and the abs-max of x for `record_range`; None where nothing is recorded.
         """
         config = self.lns_config
-        format = config.activations
-        if format is None:
+        if config.activations is None:
             return x, None
         if _is_integer(x):
             x = keras.ops.cast(x, self.compute_dtype)  # as the product itself would
         if not _is_float(x):
             return x, None
-        options: dict[str, Any] = {"power_of_two": config.power_of_two_scales}
-        if config.activation_scale == "batch":
-            return ops.quantize(x, format, **options), None
+        if config.datapath is None:
+            y, _, seen = self._quantized(x, index, training)
+            return y, seen
+        y, scale, seen = self._quantized(tf.cast(x, tf.float32), index, training)
+        return on_grid(y, scale, config.activations), seen
 
-        def at_most(largest: Any) -> tf.Tensor:
+    def _quantized(self, x: Any, index: int, training: Any) -> tuple[Any, Any, Any]:
+        """Q_A of x, its scale, and the abs-max of x where it is to be recorded."""
+        config = self.lns_config
+        format: Any = config.activations
+        options: dict[str, Any] = {"power_of_two": config.power_of_two_scales}
+
+        def of_batch() -> tuple[tf.Tensor, tf.Tensor]:
+            return ops.quantize_with_scale(x, format, **options)
+
+        def at_most(largest: Any) -> tuple[tf.Tensor, tf.Tensor]:
             """Q_A under the scale that puts `largest` at the top of the range."""
             scale = ops.scale_of(tf.cast(largest, tf.float32), format, **options)
-            return ops.quantize(x, format, scale=scale)
+            return ops.quantize(x, format, scale=scale), scale
 
+        if config.activation_scale == "batch":
+            return *of_batch(), None
         if config.activation_scale != "moving":
-            return at_most(config.activation_scale), None
+            return *at_most(config.activation_scale), None
 
-        def own() -> tuple[tf.Tensor, tf.Tensor]:
-            y, scale = ops.quantize_with_scale(x, format, **options)
-            return y, _abs_max_of(x, scale, config)
+        def own() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            y, scale = of_batch()
+            return y, scale, _abs_max_of(x, scale, config)
 
-        def infer() -> tf.Tensor:
+        def infer() -> tuple[tf.Tensor, tf.Tensor]:
             present = tf.convert_to_tensor(self.input_ranges[index])
-            return tf.cond(
-                present > 0.0,
-                lambda: at_most(present),
-                lambda: ops.quantize(x, format, **options),
-            )
+            return tf.cond(present > 0.0, lambda: at_most(present), of_batch)
 
         if is_calibrating():
             return own()
         if is_tensor(training):
-            return tf.cond(tf.cast(training, tf.bool), own, lambda: (infer(), tf.constant(0.0)))
-        return own() if training else (infer(), None)
+            wanted = tf.cast(training, tf.bool)
+            return tf.cond(wanted, own, lambda: (*infer(), tf.constant(0.0)))
+        return own() if training else (*infer(), None)
 
     def record_range(self, seen: tf.Tensor, index: int = 0) -> None:
         """Takes the abs-max of a batch into a recorded range; 0 says nothing of the range."""
@@ -162,6 +175,59 @@ class ActivationMixin:
             return
         moved = RANGE_MOMENTUM * present + (1 - RANGE_MOMENTUM) * seen
         recorded.assign(tf.where(seen == 0.0, present, tf.where(present == 0.0, seen, moved)))
+
+    # --- Products ----------------------------------------------------------------------
+
+    def einsum(self, equation: str, a: Any, b: Any, bias: Any = None) -> Any:
+        """The product of two operands and the bias, on the datapath where there is one.
+
+        Args:
+            equation: As of `keras.ops.einsum`.
+            a: Left operand: from `quantize_activation`, or a weight.
+            b: Right operand.
+            bias: What is added, broadcast, or None.
+        """
+        if self.lns_config.datapath is None:
+            y = keras.ops.einsum(equation, a, b)
+            return y if bias is None else keras.ops.add(y, bias)
+        return self.multiply(Einsum(equation), a, b, bias)
+
+    def multiply(
+        self, form: products.Form, a: Any, b: Any, bias: Any = None, sequence: bool = False
+    ) -> Any:
+        """A product on the datapath, in whose gradient is Q_E.
+
+        Args:
+            form: What is summed over what.
+            a: Left operand.
+            b: Right operand.
+            bias: What is added, broadcast, or None.
+            sequence: Whether the first axis of `a` is time; see `products.multiply_sequence`.
+        """
+        arithmetic = products.Arithmetic.of(self.lns_config, self.compute_dtype)
+        multiply = products.multiply_sequence if sequence else products.multiply
+        if bias is not None:
+            bias = tf.cast(tf.convert_to_tensor(bias), tf.float32)
+        y = multiply(form, self.as_operand(a), self.as_operand(b), arithmetic, bias)
+        return tf.cast(y, self.compute_dtype)
+
+    def as_operand(self, weight: Any) -> Any:
+        """A weight as the products on the datapath take it; a tensor as it is.
+
+        What starts at zero and is no integer weight is quantized like an activation.
+        """
+        if not isinstance(weight, keras.Variable):
+            return weight
+        format: Any = self.lns_config.weights
+        if isinstance(weight, LNSVariable):
+            value, scale = weight.as_seen(), weight.seen_scale()
+            return encoded(on_grid(value, scale, format, may_be_nan=False))
+        value = tf.cast(tf.convert_to_tensor(weight.value), tf.float32)
+        return encoded(on_grid(*ops.quantize_with_scale(value, format), format))
+
+    def quantize_result_error(self, y: Any, axis: int | None = None) -> Any:
+        """`quantize_error` of what a product gave, unless its gradient does that itself."""
+        return y if self.lns_config.datapath is not None else self.quantize_error(y, axis)
 
     def quantize_error(self, y: Any, axis: int | None = None) -> Any:
         """The identity, whose gradient goes through Q_E; one scale, or one per index of `axis`."""
@@ -191,16 +257,27 @@ class LNSMixin(ActivationMixin, keras_hooks.AfterBuild):
             the activation function has not seen to it.
         recorded_ranges: Class attribute: how many activations have a recorded range; more
             than the inputs where one call chains two products.
+        datapath_call: Class attribute: what a call does where there is a datapath; None for
+            the layer's own `call`. It takes the arguments of `call` and adds the bias, too.
+        takes_datapath: Class attribute: whether all products of a call can be computed on a
+            datapath. A class with a `call` of its own says so itself.
     """
 
     quantized_inputs = 1
     quantized_outputs = True
     recorded_ranges = 1
+    datapath_call: Any = None
+    takes_datapath = False
     _integer_weights: frozenset[int] | None = None  # positions of those in the file being read
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Puts the quantizers around `call`, whose signature gains `training`."""
         super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if "call" in own and "takes_datapath" not in own:
+            cls.takes_datapath = False
+        if "datapath_call" in own:
+            cls.takes_datapath = True
         is_layer = issubclass(cls, keras.layers.Layer)  # a mixin on the mixin is none yet
         if is_layer and not getattr(cls.call, "quantizes", False):
             cls.call = _with_quantizers(cls.call)
@@ -210,10 +287,26 @@ class LNSMixin(ActivationMixin, keras_hooks.AfterBuild):
         if lns_config is None:
             lns_config = getattr(_mode, "default_config", None)
         self.lns_config = LNSConfig.get(lns_config)
+        self.check_datapath(self.lns_config, self.name)
         if getattr(self.dtype_policy, "quantization_mode", None) is not None:
             raise ValueError(
                 f"{type(self).__name__} has its own quantization; `dtype` must be a float policy. "
                 f"Received: dtype={self.dtype_policy.name!r}"
+            )
+
+    @classmethod
+    def check_datapath(cls, config: LNSConfig, name: str) -> None:
+        """Refuses a datapath on which the layer's products cannot be computed.
+
+        Raises:
+            ValueError: The layer has a `call` that tf_lns does not know.
+        """
+        if config.datapath is not None and not cls.takes_datapath:
+            raise ValueError(
+                f"Layer {name!r} ({cls.__name__}) has a `call` of its own, whose products cannot "
+                f"be moved to a datapath. Received: datapath={config.datapath!r}. Use a config "
+                "with datapath=None for it, in `overrides`, or write an LNS layer for it whose "
+                "products are those of `LNSMixin.einsum` and `takes_datapath = True`."
             )
 
     @classmethod
@@ -224,6 +317,7 @@ class LNSMixin(ActivationMixin, keras_hooks.AfterBuild):
             layer: Layer of the Keras class that this class stands for, built or not.
             config: Its formats.
         """
+        cls.check_datapath(config, layer.name)
         keras_hooks.change_class(layer, cls)
         adopted: Any = layer
         adopted.lns_config = config
@@ -351,6 +445,8 @@ class LNSMixin(ActivationMixin, keras_hooks.AfterBuild):
         if not callable(function) or not frames or frames[-1].layer is not self:
             return function
         frame = frames[-1]
+        if frame.on_datapath:
+            return function
 
         def quantized(y: Any, *args: Any, **kwargs: Any) -> Any:
             frame.error_quantized = True
@@ -531,9 +627,11 @@ def _with_quantizers(call: Callable) -> Callable:
                     functools.partial(self.quantize_activation, index=i, training=training),
                     values[name],
                 )
+        own, on_datapath = type(self).datapath_call, self.lns_config.datapath is not None
         with forward_reads(), _running(self) as frame:
-            outputs = call(*given.args, **given.kwargs)
-        if frame.error_quantized or not self.quantized_outputs:
+            frame.on_datapath = on_datapath and own is not None
+            outputs = (own if frame.on_datapath else call)(*given.args, **given.kwargs)
+        if frame.on_datapath or frame.error_quantized or not self.quantized_outputs:
             return outputs
         return keras.tree.map_structure(self.quantize_error, outputs)
 

@@ -24,7 +24,10 @@ from keras import ops as keras_ops
 
 from tf_lns import keras_hooks
 from tf_lns.layers.container import LNSComposite
+from tf_lns.layers.contraction import Einsum
+from tf_lns.layers.conv import convolution_of
 from tf_lns.layers.mixin import LNSMixin, is_calibrating, is_tensor, quantizes_itself
+from tf_lns.layers.operands import encoded, rearranged
 from tf_lns.layers.registry import register_layer
 from tf_lns.layers.tree import all_layers
 from tf_lns.variable import forward_reads
@@ -92,6 +95,7 @@ class _Cell(LNSMixin):
     """
 
     recorded_ranges: Any = 2
+    takes_datapath = True
     state_count = 1
     channel_axis: Any = -1
     linked = True
@@ -123,23 +127,23 @@ class _Cell(LNSMixin):
         if 0.0 < self.dropout < 1.0 and training:
             masks = self.get_dropout_mask(inputs[0] if sequence else inputs)
         operand = self.operand(run, inputs, masks, _INPUTS, training)
-        if sequence:
-            length = operand.shape[0] or keras_ops.shape(operand)[0]
-            operand = keras_ops.reshape(operand, (-1, *operand.shape[2:]))
-        x = self.gatewise(self.multiply_inputs, operand, run.kernel)
-        if run.bias is not None:
-            x = self.add_bias(x, self.input_bias(run.bias))
-        return keras_ops.reshape(x, (length, -1, *x.shape[1:])) if sequence else x
+        bias = None if run.bias is None else self.input_bias(run.bias)
+        if not sequence or self.lns_config.datapath is not None:
+            return self.product(_INPUTS, operand, run.kernel, bias, sequence)
+        length = operand.shape[0] or keras_ops.shape(operand)[0]
+        operand = keras_ops.reshape(operand, (-1, *operand.shape[2:]))
+        x = self.product(_INPUTS, operand, run.kernel, bias)
+        return keras_ops.reshape(x, (length, -1, *x.shape[1:]))
 
     def step(self, run: _Run, x: Any, states: list, training: Any) -> tuple[Any, list]:
         """The output and the new states, from projected inputs and the states."""
         raise NotImplementedError
 
-    def recur(self, run: _Run, state: Any, training: Any) -> Any:
+    def recur(self, run: _Run, state: Any, training: Any, bias: Any = None) -> Any:
         """The product of the state and the recurrent kernel."""
         masks = self.state_masks(state, training)
         run.operand = self.operand(run, state, masks, _STATE, training)
-        return self.gatewise(self.multiply_state, run.operand, run.recurrent_kernel)
+        return self.product(_STATE, run.operand, run.recurrent_kernel, bias)
 
     def state_masks(self, state: Any, training: Any) -> Any:
         """Dropout masks of the state: None, one, or one per gate."""
@@ -162,16 +166,41 @@ class _Cell(LNSMixin):
             self.record_range(seen, index)
         return x
 
-    def gatewise(self, multiply: Callable, operand: Any, kernel: Any) -> Any:
-        """The product of an operand and the kernels of all gates, or of each gate's and its."""
-        axis = self.channel_axis
+    def product(
+        self, which: int, operand: Any, kernel: Any, bias: Any = None, sequence: bool = False
+    ) -> Any:
+        """The product of an operand and the kernels of all gates, or of each gate's and its.
+
+        Args:
+            which: The product with the inputs or the one with the state.
+            operand: Left operand; where masks differ, one for each gate, side by side.
+            kernel: Kernels of all gates, side by side.
+            bias: Their biases, or None.
+            sequence: Whether the first axis of the operand is time: only on a datapath.
+        """
+
+        axis = self.channel_axis + (1 if sequence and self.channel_axis >= 0 else 0)
         count = operand.shape[axis] // kernel.shape[-2]
         if count == 1:
-            return multiply(operand, kernel)
-        operands = keras_ops.split(operand, count, axis=axis)
-        kernels = keras_ops.split(kernel, count, axis=-1)
-        products = [multiply(x, k) for x, k in zip(operands, kernels, strict=True)]
-        return keras_ops.concatenate(products, axis=axis)
+            operands, kernels = [operand], [kernel]
+        else:
+            operands = [rearranged(x, operand) for x in keras_ops.split(operand, count, axis=axis)]
+            kernels = [rearranged(k, kernel) for k in keras_ops.split(kernel, count, axis=-1)]
+        if self.lns_config.datapath is None:
+            multiply = self.multiply_inputs if which == _INPUTS else self.multiply_state
+            products = [multiply(x, k) for x, k in zip(operands, kernels, strict=True)]
+            y = keras_ops.concatenate(products, axis=axis) if count > 1 else products[0]
+            return y if bias is None else keras_ops.add(y, self.spread(bias))
+        biases = [None] * count if bias is None else keras_ops.split(bias, count)
+        products = [
+            self.multiply(self.form(which), x, k, self.spread(b), sequence)
+            for x, k, b in zip(operands, kernels, biases, strict=True)
+        ]
+        return keras_ops.concatenate(products, axis=axis) if count > 1 else products[0]
+
+    def form(self, which: int) -> Any:
+        """What a product sums over what on a datapath; see `products.Form`."""
+        return Einsum("...k,kn->...n")
 
     def multiply_inputs(self, inputs: Any, kernel: Any) -> Any:
         """The product with the inputs of a time step."""
@@ -185,9 +214,9 @@ class _Cell(LNSMixin):
         """The part of the bias that belongs to the product with the inputs."""
         return bias
 
-    def add_bias(self, x: Any, bias: Any) -> Any:
-        """X and the bias of its channels."""
-        return keras_ops.add(x, bias)
+    def spread(self, bias: Any) -> Any:
+        """The bias in a shape that broadcasts to the products."""
+        return bias
 
     def read_weights(self) -> tuple[Any, Any, Any]:
         """Kernel, recurrent kernel and bias, as the products see them."""
@@ -197,8 +226,10 @@ class _Cell(LNSMixin):
                 return None
             return tf.cast(tf.convert_to_tensor(weight.value), self.compute_dtype)
 
+        on_datapath = self.lns_config.datapath is not None
+        operand = self.as_operand if on_datapath else read
         with forward_reads():
-            return read(self.kernel), read(self.recurrent_kernel), read(self.bias)
+            return operand(self.kernel), operand(self.recurrent_kernel), read(self.bias)
 
     def ranges_in(self, training: Any) -> tuple[int, ...]:
         """Activations whose ranges a call records."""
@@ -223,7 +254,7 @@ class _Cell(LNSMixin):
                 operand = tf.reshape(run.operand, (-1, *run.operand.shape[2:]))
                 with tf.GradientTape() as tape:
                     tape.watch(kernel)
-                    z = self.gatewise(self.multiply_state, operand, kernel)
+                    z = self.product(_STATE, operand, kernel)
                 dkernel = tape.gradient(z, kernel, output_gradients=tf.reshape(dx, flat))
                 return _first_order(dx), _first_order(dkernel)
 
@@ -245,7 +276,7 @@ class SimpleRNNArithmetic(_Cell):
 
     def step(self, run: _Run, x: Any, states: list, training: Any) -> tuple[Any, list]:
         """``h = activation(x + h U)``."""
-        z = self.quantize_error(x + self.recur(run, states[0], training))
+        z = self.quantize_result_error(x + self.recur(run, states[0], training))
         h = z if self.activation is None else self.activation(z)
         return h, [h]
 
@@ -263,7 +294,7 @@ class LSTMArithmetic(_Cell):
     def step(self, run: _Run, x: Any, states: list, training: Any) -> tuple[Any, list]:
         """``c = f c + i g``, ``h = o activation(c)``, gates from ``z = x + h U``."""
         h, c = states
-        z = self.quantize_error(x + self.recur(run, h, training))
+        z = self.quantize_result_error(x + self.recur(run, h, training))
         i, f, g, o = keras_ops.split(z, 4, axis=self.channel_axis)
         i, f = self.recurrent_activation(i), self.recurrent_activation(f)
         c = f * c + i * self.activation(g)
@@ -290,7 +321,10 @@ class GRUArithmetic(_Cell):
         """As in `_Cell`; the recurrent kernel in two where the state is reset in between."""
         kernel, recurrent_kernel, bias = super().read_weights()
         if not self.reset_after:
-            recurrent_kernel = tf.split(recurrent_kernel, [2 * self.units, self.units], axis=1)
+            parts = tf.split(recurrent_kernel, [2 * self.units, self.units], axis=1)
+            if self.lns_config.datapath is not None:
+                parts = [encoded(rearranged(part, recurrent_kernel)) for part in parts]
+            recurrent_kernel = parts
         return kernel, recurrent_kernel, bias
 
     def input_bias(self, bias: Any) -> Any:
@@ -300,17 +334,18 @@ class GRUArithmetic(_Cell):
     def project(self, run: _Run, inputs: Any, training: Any, sequence: bool = False) -> Any:
         """As in `_Cell`, and Q_E with one scale per time step."""
         x = super().project(run, inputs, training, sequence)
-        return self.quantize_error(x, axis=0 if sequence else None)
+        return self.quantize_result_error(x, axis=0 if sequence else None)
 
     def step(self, run: _Run, x: Any, states: list, training: Any) -> tuple[Any, list]:
         """``h = z h + (1 - z) activation(x_h + r (h U_h))``, or with ``(r h) U_h``."""
         h = states[0]
         x_z, x_r, x_h = keras_ops.split(x, 3, axis=-1)
         if self.reset_after:
-            inner = self.recur(run, h, training)
-            if run.bias is not None:
-                inner = keras_ops.add(inner, run.bias[1])
-            inner_z, inner_r, inner_h = keras_ops.split(self.quantize_error(inner), 3, axis=-1)
+            bias = None if run.bias is None else run.bias[1]
+            inner = self.recur(run, h, training, bias)
+            inner_z, inner_r, inner_h = keras_ops.split(
+                self.quantize_result_error(inner), 3, axis=-1
+            )
             z = self.recurrent_activation(x_z + inner_z)
             r = self.recurrent_activation(x_r + inner_r)
             inner_h = r * inner_h
@@ -319,12 +354,12 @@ class GRUArithmetic(_Cell):
             both = masks[:2] if masks[0] is not None else None
             operand = self.operand(run, h, both, _STATE, training)
             of_gates, of_state = run.recurrent_kernel
-            inner = self.quantize_error(self.gatewise(self.multiply_state, operand, of_gates))
+            inner = self.quantize_result_error(self.product(_STATE, operand, of_gates))
             inner_z, inner_r = keras_ops.split(inner, 2, axis=-1)
             z = self.recurrent_activation(x_z + inner_z)
             r = self.recurrent_activation(x_r + inner_r)
             operand = self.operand(run, r * h, masks[2], _RESET_STATE, training)
-            inner_h = self.quantize_error(self.multiply_state(operand, of_state))
+            inner_h = self.quantize_result_error(self.product(_STATE, operand, of_state))
         h = z * h + (1 - z) * self.activation(x_h + inner_h)
         return h, [h]
 
@@ -351,11 +386,18 @@ class LNSConvLSTMCell(LSTMArithmetic, keras_hooks.ConvLSTMCell):
         """A convolution that keeps the size."""
         return self.recurrent_conv(state, kernel)
 
-    def add_bias(self, x: Any, bias: Any) -> Any:
-        """X and the bias of its channels."""
-        ones = [1] * len(x.shape)
-        ones[self.channel_axis] = -1
-        return keras_ops.add(x, keras_ops.reshape(bias, ones))
+    def spread(self, bias: Any) -> Any:
+        """The bias in a shape that broadcasts to the convolutions."""
+        if bias is None or self.channel_axis < 0:
+            return bias
+        return keras_ops.reshape(bias, (1, -1, *[1] * self.rank))
+
+    def form(self, which: int) -> Any:
+        """Convolutions; see `products.Form`."""
+        if which == _INPUTS:
+            return convolution_of(self)
+        ones = (1,) * self.rank
+        return convolution_of(self, strides=ones, dilations=ones, padding="same")
 
 
 # --- Layers -----------------------------------------------------------------------------------
@@ -371,6 +413,7 @@ class _Recurrent(LNSComposite):
     quantized_inputs = 0
     quantized_outputs = False
     recorded_ranges = 0
+    takes_datapath = True
 
     use_cudnn = property(lambda self: False, lambda self, value: None)
     supports_jit = property(lambda self: True, lambda self, value: None)
@@ -410,7 +453,8 @@ class _Recurrent(LNSComposite):
             run.tracked = run.tracked[1:]
             x = first.project(run, x, training, sequence=True)
             run.projected = True
-            if first is self.cell and first.linked and not self.unroll:
+            on_datapath = first.lns_config.datapath is not None  # its products are in the loop
+            if first is self.cell and first.linked and not self.unroll and not on_datapath:
                 linked = run
                 x = first.link(run, x)
 
