@@ -57,7 +57,7 @@ def calibrate(
             'it with tf_lns.quantize_model and activation_scale="moving".'
         )
     before = [(r, r.numpy()) for r in recording()]
-    batches, total = _batches(data, batch_size, steps)
+    batches, total = input_batches(data, batch_size, steps)
     bar = keras.utils.Progbar(total) if verbose else None
     count = 0
     for recorded, _ in before:
@@ -87,7 +87,7 @@ def calibrate(
     return model
 
 
-def _batches(data: Any, batch_size: int, steps: int | None) -> tuple[Iterable, int | None]:
+def input_batches(data: Any, batch_size: int, steps: int | None) -> tuple[Iterable, int | None]:
     """Batches of model inputs, and how many there will be if that is known."""
     arrays = isinstance(data, np.ndarray | np.generic | tf.Tensor | dict) or (
         isinstance(data, list | tuple) and data and all(hasattr(a, "shape") for a in data)

@@ -50,7 +50,7 @@ def written_folder(directory: Any, overwrite: bool) -> Iterator[Folder]:
     Raises:
         FileExistsError: `directory` is there, and is not to be, or may not be, replaced.
     """
-    target = pathlib.Path(os.path.realpath(os.fspath(directory)))
+    target = target_of(directory)
     check_target(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}-{os.getpid()}-partial")
@@ -71,6 +71,11 @@ def written_folder(directory: Any, overwrite: bool) -> Iterator[Folder]:
         shutil.rmtree(beside, ignore_errors=True)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def target_of(directory: Any) -> pathlib.Path:
+    """Where a folder is, links followed."""
+    return pathlib.Path(os.path.realpath(os.fspath(directory)))
 
 
 def check_target(target: pathlib.Path, overwrite: bool) -> None:

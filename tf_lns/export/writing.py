@@ -10,31 +10,44 @@ from typing import Any
 import keras
 
 from tf_lns.datapath import Datapath
+from tf_lns.export.capture import LayerProduct, on_datapath, products_of
 from tf_lns.export.describe import describe_layers, describe_model
 from tf_lns.export.exported import Export, load_export
-from tf_lns.export.folder import Folder, written_folder
+from tf_lns.export.folder import Folder, check_target, target_of, written_folder
+from tf_lns.export.inputs import RANDOM, random_samples, samples_of
 from tf_lns.export.units import header, unit_of
+from tf_lns.export.vectors import write_vectors
 from tf_lns.export.weights import weights_of, write_weights
 from tf_lns.layers.container import lns_layers
+from tf_lns.ops.call import integer
 
 
 def export_model(
     model: keras.Model,
     directory: Any,
+    vectors: int = 0,
+    data: Any = None,
     datapath: Any = None,
     overwrite: bool = False,
 ) -> Export:
-    """Writes a model's codes, formats and constants into a folder, all or nothing.
+    """Writes a model's codes, constants and test vectors into a folder, all or nothing.
 
     ``manifest.json`` says what there is: layers and how they are connected, shapes, formats,
     scales, the datapath's constants, and a SHA-256 of each file. ``weights.npz`` and
-    ``weights/*.hex`` (for `$readmemh`) hold the codes, ``datapath.svh`` the constants.
+    ``weights/*.hex`` (for `$readmemh`) hold the codes, ``datapath.svh`` the constants, and each
+    folder below ``vectors`` a product of a layer: operands, accumulators and outputs.
 
     Args:
         model: Built Keras model with LNS layers.
         directory: Folder to write. What is there is kept, unless it is an export and
             `overwrite` is set; it is replaced once the new one is complete.
-        datapath: `Datapath` or its dict; None for that of each layer's config, if it has one.
+        vectors: How many samples to compute test vectors for; 0 for none. The model is called
+            once, eagerly, as for inference. Convolutions become products of patches, and of
+            long products or many of one kind an evenly spaced choice is written.
+        data: Samples, the first of which are taken: what `calibrate` takes. None for random
+            ones.
+        datapath: `Datapath` or its dict, on which all layers are to compute; None for that of
+            each layer's config, if it has one.
         overwrite: Whether an export that is there is replaced.
 
     Returns:
@@ -46,7 +59,14 @@ def export_model(
         FileExistsError: `directory` is there and must not be replaced.
     """
     _check(model)
+    count = integer(vectors, "vectors")
+    if count < 0:
+        raise ValueError(f"`vectors` must be 0 or more. Received: vectors={count}")
+    if data is not None and not count:
+        raise ValueError("`data` is for test vectors: say how many, vectors=N. Received: vectors=0")
     given = None if datapath is None else Datapath.get(datapath)
+    check_target(target_of(directory), overwrite)
+    products, source, reasons = _products(model, count, data, given)
     weights, others = weights_of(model)
     with written_folder(directory, overwrite) as folder:
         layers = describe_layers(model)
@@ -57,6 +77,11 @@ def export_model(
                 "layers": layers,
                 **write_weights(folder, weights, others),
                 "units": _write_units(folder, model, layers, given),
+                "vectors": {
+                    "samples": count,
+                    "data": source,
+                    **write_vectors(folder, model, products, reasons),
+                },
             }
         )
         export = load_export(folder.path)
@@ -78,6 +103,28 @@ def _check(model: Any) -> None:
             f"`model` has no LNS layer, so no codes. Received: model {model.name!r}; convert it "
             "with tf_lns.quantize_model."
         )
+
+
+def _products(
+    model: keras.Model, count: int, data: Any, datapath: Datapath | None
+) -> tuple[list[LayerProduct], str | None, dict[int, str]]:
+    """The products of a batch, where its samples come from, and layers that have no datapath."""
+    if not count:
+        return [], None, {}
+    configs = [layer.lns_config for layer in lns_layers(model)]
+    if datapath is None and all(config.datapath is None for config in configs):
+        raise ValueError(
+            "`vectors` are computed on a datapath, and the model was trained for none. Received: "
+            f"datapath=None, vectors={count}. Say which: datapath=tf_lns.Datapath(...)."
+        )
+    batch = random_samples(model, count) if data is None else samples_of(data, count)
+    with on_datapath(model, datapath) as reasons:
+        products = products_of(model, batch)
+    if not products:
+        raise ValueError(
+            f"The model computes no product on a datapath: {'; '.join(reasons.values()) or 'none'}"
+        )
+    return products, RANDOM if data is None else "given", reasons
 
 
 def _write_units(
