@@ -1,18 +1,24 @@
 """Hand-over to hardware: what is read back has the model's bits, and no damage goes unseen."""
 
 import json
+import pathlib
 import shutil
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_lns
 from tf_lns import keras_hooks, reference
 from tf_lns.cli import main
 from tf_lns.export.folder import MANIFEST, VERSION, _own_checksum
+from tf_lns.export.inputs import random_samples
 from tf_lns.export.words import digits_of, hex_text, raw_bits, words_of
 from tf_lns.layers.tree import all_layers
+from tf_lns.ops.recording import listening
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 DATAPATH = tf_lns.Datapath(lut_bits=1, accumulator_bits=20)
 
@@ -45,6 +51,9 @@ def lstm():
 
 
 NETS = {net.__name__: net for net in (dense, conv, attention, lstm)}
+
+
+VECTOR_NETS = list(NETS)
 
 
 def lns(net, **config):
@@ -240,7 +249,7 @@ def test_names_are_files_on_any_system(tmp_path):
 def test_repr(exported):
     assert repr(tf_lns.load_export(exported)).startswith(
         f"<Export of 'mlp' in {str(exported)!r}: 2 weights with 45 codes, "
-        "2 float variables; 2-entry"
+        "2 float variables, 0 products; 2-entry"
     )
 
 
@@ -384,6 +393,287 @@ def test_wrong_arguments(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# --- Test vectors --------------------------------------------------------------------
+
+
+def on_unit(net, **changes):
+    return lns(NETS[net], datapath=DATAPATH.replace(**changes))
+
+
+def values_of(product):
+    return reference.lns_matmul(
+        product.a,
+        product.b,
+        product.a_format,
+        product.b_format,
+        product.a_scale,
+        product.b_scale,
+        datapath=product.datapath,
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, {"conversion": "bins", "vector_size": 4}], ids=str)
+@pytest.mark.parametrize("net", VECTOR_NETS)
+def test_vectors_are_what_the_model_computes(net, changes, tmp_path):
+    model = on_unit(net, **changes)
+    export = tf_lns.export_model(model, tmp_path / "out", vectors=3)
+    assert export.check() == sum(p.accumulators.size for p in export.vectors.values()) > 0
+    assert export.manifest["vectors"]["left_out"] == []
+    assert "random" in export.manifest["vectors"]["data"]
+    bins = (2,) if changes else ()
+    for product in export.vectors.values():
+        assert product.accumulators.shape == (*product.outputs.shape, *bins)
+        assert product.datapath == model.layers[-1].lns_config.datapath
+        codes = reference.encode(values_of(product), product.output_scale, "lns8:8")
+        np.testing.assert_array_equal(product.outputs, codes)
+    # What the last layer's vectors give is what the model gives.
+    head = export.vectors["head"]
+    assert head.record["weight"] == "head/kernel"
+    y = np.asarray(model(random_samples(model, 3), training=False))
+    expected = values_of(head) + export.variables["head/bias"]
+    np.testing.assert_array_equal(expected.reshape(y.shape), y)
+
+
+def test_operands_are_codes_of_the_samples_and_of_the_weights(tmp_path):
+    model = on_unit("dense")
+    data = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
+    tf_lns.calibrate(model, data, verbose=0)
+    export = tf_lns.export_model(model, tmp_path / "out", vectors=4, data=data)
+    product = export.vectors["hidden"]
+    (activation,) = export.manifest["layers"][0]["activations"]
+    assert activation["scale"] == product.a_scale
+    np.testing.assert_array_equal(product.a, reference.encode(data[:4], product.a_scale, "lns8:8"))
+    weight = export.weights["hidden/kernel"]
+    np.testing.assert_array_equal(product.b, weight.forward_codes)
+    assert product.b_scale == weight.forward_scale
+    assert product.output_scale == reference.scale_of(values_of(product), "lns8:8")
+    assert export.manifest["vectors"]["data"] == "given"
+
+
+def test_weights_of_products_are_named(tmp_path):
+    named = {}
+    for net in ("attention", "lstm"):
+        export = tf_lns.export_model(on_unit(net), tmp_path / net, vectors=1)
+        named |= {name: product.record["weight"] for name, product in export.vectors.items()}
+    assert named["attention/query"] == "attention/query/kernel"
+    assert named["attention/attention_output"] == "attention/attention_output/kernel"
+    assert named["attention/0"] is None
+    assert named["lstm/0"] == "lstm/lstm_cell/kernel"
+    assert named["lstm/1"] == "lstm/lstm_cell/recurrent_kernel"
+
+
+def test_loops_show_each_step_once(tmp_path):
+    export = tf_lns.export_model(on_unit("lstm"), tmp_path / "out", vectors=2)
+    steps = [name for name in export.vectors if name.startswith("lstm/")]
+    assert len(steps) == 1 + 5
+    assert not np.any(export.vectors["lstm/1"].a)
+
+
+def test_a_model_without_a_datapath_is_computed_on_the_given_one(model, tmp_path):
+    x = np.random.default_rng(1).normal(size=(3, 6)).astype("float32")
+    before = np.asarray(model(x))
+    configs = [layer.lns_config for layer in model.layers]
+    export = tf_lns.export_model(model, tmp_path / "out", vectors=3, data=x, datapath=DATAPATH)
+    assert export.vectors["head"].datapath == DATAPATH
+    assert export.check() > 0
+    assert [layer.lns_config for layer in model.layers] == configs
+    np.testing.assert_array_equal(np.asarray(model(x)), before)
+    twin = tf_lns.quantize_model(tf_lns.strip(model), tf_lns.LNSConfig(datapath=DATAPATH))
+    other = tf_lns.export_model(twin, tmp_path / "twin", vectors=3, data=x)
+    for name, product in export.vectors.items():
+        np.testing.assert_array_equal(product.accumulators, other.vectors[name].accumulators)
+
+
+def test_another_datapath_than_the_model_was_trained_for(tmp_path):
+    other = tf_lns.Datapath(accumulator_bits=12)
+    export = tf_lns.export_model(on_unit("dense"), tmp_path / "out", vectors=2, datapath=other)
+    assert {product.datapath for product in export.vectors.values()} == {other}
+    assert export.datapath == other
+    assert export.check() > 0
+
+
+def test_long_products_and_many_of_a_kind_are_chosen_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr("tf_lns.export.vectors.ROWS", 3)
+    monkeypatch.setattr("tf_lns.export.vectors.REPEATS", 2)
+    export = tf_lns.export_model(on_unit("attention"), tmp_path / "out", vectors=5)
+    head = export.vectors["head"].record
+    assert head["rows"] == [0, 17, 34]
+    assert head["row_shape"] == [35]
+    mine = [p.record["batch"] for p in export.vectors.values() if p.layer == "attention"]
+    assert mine == [[0], [9], [0], [9]]
+    left = export.manifest["vectors"]["left_out"]
+    assert left == [{"layer": "attention", "reason": "8 of 10 products of one kind"}] * 2
+    assert export.check() > 0
+
+
+def test_scales_of_rows_and_columns(tmp_path):
+    """No layer has such scales today; the ops take them."""
+    rng = np.random.default_rng(0)
+    a = rng.integers(-127, 128, (2, 4, 6)).astype("int8")
+    b = rng.integers(-127, 128, (5, 6)).astype("int8")
+    a_scale = rng.random((2, 4, 1)).astype("float32")
+    b_scale = rng.random((1, 5)).astype("float32")
+
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = tf_lns.layers.LNSDense(1, lns_config=tf_lns.LNSConfig(datapath=DATAPATH))
+
+        def call(self, x):
+            options = {"transpose_b": True, "datapath": DATAPATH}
+            tf_lns.ops.lns_matmul(a, b, "lns8:8", None, a_scale, b_scale, **options)
+            scales = np.ones((4, 1), "float32"), np.ones((1, 5), "float32")
+            tf_lns.ops.lns_matmul(a, np.stack([b.T, b.T]), "lns8:8", None, *scales)
+            per_vector = np.ones((2, 4, 1), "float32"), np.ones((2, 5), "float32")
+            tf_lns.ops.lns_matmul(
+                a, b, "lns8:8", None, *per_vector, transpose_b=True, datapath={"vector_size": 4}
+            )
+            return self.dense(x)
+
+    net = Net()
+    net(np.ones((2, 3), "float32"))
+    export = tf_lns.export_model(net, tmp_path / "out", 2, np.ones((2, 3), "float32"))
+    assert export.check() == 40 + 2 * 20 + 2
+    assert export.vectors["0"].a_scale.shape == (8, 1)
+    assert export.vectors["0"].b_scale.shape == (1, 5)
+    assert [export.vectors[n].record["batch"] for n in ("1", "2")] == [[0], [1]]
+    (left,) = export.manifest["vectors"]["left_out"]
+    assert "a scale for each vector" in left["reason"]
+
+
+class Halved(keras.layers.Layer):
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 2), name="kernel")
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.kernel) / 2
+
+
+def test_layers_that_compute_elsewhere_are_named(tmp_path):
+    layers = [keras.Input((6,)), keras.layers.Dense(4, name="dense"), Halved(name="own")]
+    model = tf_lns.quantize_model(
+        keras.Sequential([*layers, keras.layers.Dense(2, name="none")]),
+        overrides={"none": tf_lns.LNSConfig(errors=None)},
+    )
+    keras.layers.Layer.__call__(model, np.zeros((1, 6), "float32"))
+    export = tf_lns.export_model(model, tmp_path / "out", vectors=2, datapath=DATAPATH)
+    assert list(export.vectors) == ["dense"]
+    reasons = {left["layer"]: left["reason"] for left in export.manifest["vectors"]["left_out"]}
+    assert "errors=None" in reasons["none"]
+    assert set(reasons) <= {"none", "own"}
+
+
+def test_products_of_other_threads_are_not_the_models(tmp_path):
+    import threading
+
+    found, other = [], []
+    codes = np.ones((2, 2), "int8")
+
+    def multiply():
+        return tf_lns.ops.lns_matmul(codes, codes, "lns8:8")
+
+    with listening(found.append):
+        thread = threading.Thread(target=multiply)
+        thread.start()
+        thread.join()
+        assert found == []
+        with listening(other.append):
+            multiply()
+        multiply()
+        tf.function(multiply)()
+    multiply()
+    assert (len(found), len(other)) == (1, 1)
+
+
+def test_what_the_reference_does_not_compute_is_seen(tmp_path):
+    import hashlib
+
+    folder = tmp_path / "out"
+    tf_lns.export_model(on_unit("dense"), folder, vectors=2)
+    path = folder / "vectors" / "head" / "acc.hex"
+    path.write_bytes(b"00001\n" + path.read_bytes()[6:])
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    files["vectors/head/acc.hex"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    change(folder, files=files)
+    with pytest.raises(ValueError, match="1 accumulators and outputs of the product 'head'"):
+        tf_lns.load_export(folder).check()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"vectors": 2}, ValueError, "trained for none"),
+        ({"vectors": -1}, ValueError, "0 or more"),
+        ({"vectors": 1.5}, TypeError, "vectors"),
+        ({"data": np.ones((4, 6))}, ValueError, "vectors=N"),
+        ({"vectors": 5, "data": np.ones((4, 6)), "datapath": {}}, ValueError, "hold 5 samples"),
+        ({"vectors": 5, "data": [], "datapath": {}}, ValueError, "hold 5 samples"),
+        ({"vectors": 5, "data": "x", "datapath": {}}, TypeError, "`data`"),
+    ],
+)
+def test_wrong_requests_for_vectors(model, tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        tf_lns.export_model(model, tmp_path / "out", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_that_cannot_be_made_up_are_asked_for(tmp_path):
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    own = tf_lns.quantize_model(Net(), in_place=True)
+    own(np.ones((1, 3), "float32"))
+    with pytest.raises(ValueError, match="`data` is needed for a model of your own class"):
+        tf_lns.export_model(own, tmp_path / "out", 2, datapath={})
+    open_size = keras.Sequential([keras.Input((None, 3)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"`data` is needed.*no fixed size"):
+        tf_lns.export_model(tf_lns.quantize_model(open_size), tmp_path / "out", 2, datapath={})
+
+
+def test_random_samples_fit_the_inputs():
+    inputs = {
+        "ids": keras.Input((7,), name="ids"),
+        "mask": keras.Input((7,), dtype="int32", name="mask"),
+        "x": keras.Input((7, 4), name="x"),
+    }
+    rows = keras.layers.Embedding(3, 4)(inputs["ids"])
+    out = rows * keras.ops.cast(inputs["mask"][..., None], "float32") + inputs["x"]
+    samples = random_samples(keras.Model(inputs, out), 50)
+    assert {name: x.shape for name, x in samples.items()} == {
+        "ids": (50, 7),
+        "mask": (50, 7),
+        "x": (50, 7, 4),
+    }
+    assert set(samples["ids"].reshape(-1)) == {0.0, 1.0, 2.0}
+    assert samples["mask"].dtype == np.int32
+    assert abs(samples["x"].std() - 1) < 0.1
+
+
+@pytest.mark.parametrize("net", VECTOR_NETS)
+@pytest.mark.parametrize("conversion", ["table", "bins"])
+def test_the_rtl_agrees_with_every_vector(net, conversion, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "rtl"))
+    import simulate
+
+    if not simulate.available():
+        pytest.skip("no Verilog simulator is installed")
+    monkeypatch.setattr("tf_lns.export.vectors.ROWS", 8)
+    monkeypatch.setattr("tf_lns.export.vectors.REPEATS", 2)
+    model = on_unit(net, conversion=conversion)
+    export = tf_lns.export_model(model, tmp_path / "out", vectors=2)
+    for name, product in export.vectors.items():
+        result = simulate.simulate(tmp_path / "out" / "vectors" / name, simulate.available()[0])
+        assert result.passed, result.log
+        assert result.words == product.accumulators.size
+
+
+VECTORS = ["mlp.keras", "--to", "out", "--datapath", "{}", "--vectors", "2"]
+
 # --- Command line --------------------------------------------------------------------
 
 
@@ -414,6 +704,22 @@ def test_command(model, saved, capsys):
     assert found["files"].keys() == export.manifest["files"].keys()
 
 
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_command_with_vectors(saved, capsys, suffix):
+    data = np.random.default_rng(2).normal(size=(8, 6)).astype("float32")
+    np.save("data.npy", data)
+    np.savez("data.npz", x=data)
+    arguments = ["export", "mlp.keras", "--to", "out", "--datapath", "{}"]
+    assert main([*arguments, "--vectors", "3", "--data", f"data.{suffix}"]) == 0
+    assert "2 products of 3 samples (given) with 24 accumulators" in capsys.readouterr().out
+    product = tf_lns.load_export("out").vectors["hidden"]
+    np.testing.assert_array_equal(product.a, reference.encode(data[:3], product.a_scale, "lns8:8"))
+    assert main([*arguments, "--vectors", "3", "--overwrite", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["vectors"]
+    assert [entry["name"] for entry in found["products"]] == ["hidden", "head"]
+    assert "seed 0" in found["data"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -421,6 +727,14 @@ def test_command(model, saved, capsys):
         (["none.keras", "--to", "out"], 1, "no such file"),
         (["plain.keras", "--to", "out"], 1, "no LNS layer"),
         (["mlp.keras", "--to", "mlp.keras"], 1, "mlp.keras is there and is no export"),
+        (["mlp.keras", "--to", "out", "--vectors", "2"], 1, "trained for none"),
+        (["mlp.keras", "--to", "out", "--vectors", "-1"], 2, "--vectors"),
+        (["mlp.keras", "--to", "out", "--data", "x.npy"], 1, "--vectors N"),
+        ([*VECTORS, "--data", "none.npy"], 1, "none.npy: no .npy or .npz file"),
+        ([*VECTORS, "--data", "mlp.keras"], 1, "--data mlp.keras"),
+        ([*VECTORS, "--data", "two.npz"], 1, "an array for each input"),
+        ([*VECTORS, "--data", "small.npy"], 1, "must hold 2 samples"),
+        ([*VECTORS, "--data", "wide.npy"], 1, "cannot be exported"),
         (["mlp.keras", "--to", "out", "--datapath", "{"], 2, "--datapath"),
         (["mlp.keras", "--to", "out", "--datapath", '{"bits": 1}'], 2, "Unknown argument"),
         (["mlp.keras", "--to", "out", "--datapath", '{"lut_bits": 9}'], 1, "lut_bits"),
@@ -428,6 +742,9 @@ def test_command(model, saved, capsys):
 )
 def test_wrong_commands_are_one_line(saved, capsys, arguments, code, message):
     dense().save("plain.keras")
+    np.savez("two.npz", a=np.ones((2, 6)), b=np.ones((2, 6)))
+    np.save("small.npy", np.ones((1, 6)))
+    np.save("wide.npy", np.ones((2, 9)))
     assert main(["export", *arguments]) == code
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -96,12 +96,10 @@ def _of_matmul(call: ProductCall) -> Matrices:
     lead, (M, K), N = values.shape[:-2], a.shape[-2:], b.shape[-1]
     if a_scale.ndim:
         a_scale = np.broadcast_to(a_scale, (*lead, M, 1))
-    if b_scale.ndim:
-        b_scale = np.broadcast_to(b_scale, (*lead, 1, N))
-    shared = all(size == 1 for size in (*b.shape[:-2], *b_scale.shape[:-2]))
     a = np.broadcast_to(a, (*lead, M, K))
-    if not shared:
+    if any(size > 1 for size in (*b.shape[:-2], *b_scale.shape[:-2])):
         b = np.broadcast_to(b, (*lead, K, N))
+        b_scale = np.broadcast_to(b_scale, (*lead, 1, N)) if b_scale.ndim else b_scale
         return _Batched(a, b, a_scale, b_scale, values, (M,))
     return _Batched(  # the axes before are rows as well
         a.reshape(-1, K),

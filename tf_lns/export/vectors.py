@@ -1,10 +1,10 @@
 """Test vectors: products of a real batch in folders that a testbench reads.
 
-    product.json   sizes, formats, datapath; where the product comes from; scales
-    a.hex          codes [M, K]
-    b.hex          codes [K, N]
-    acc.hex        accumulators [M, N]; with conversion="bins" [M, N, 2**lut_bits]
-    y.hex          output codes [M, N]: the product's value, encoded
+product.json   sizes, formats, datapath; where the product comes from; scales
+a.hex          codes [M, K]
+b.hex          codes [K, N]
+acc.hex        accumulators [M, N]; with conversion="bins" [M, N, 2**lut_bits]
+y.hex          output codes [M, N]: the product's value, encoded
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from tf_lns.export.folder import Folder, Sealed
 from tf_lns.export.matrices import Matrices, evenly, matrices_of, scale_as_json
 from tf_lns.export.names import Names, layer_paths
 from tf_lns.export.words import hex_text, words_of
+from tf_lns.export.weights import ExportedWeight
 from tf_lns.formats import LNSFormat
 from tf_lns.layers.tree import all_layers
+from tf_lns.ops.recording import ProductCall
 
 ROWS = 256
 """Rows of a product at most."""
@@ -103,13 +105,18 @@ class ExportedProduct:
 
 
 def write_vectors(
-    folder: Folder, model: keras.Model, products: list[LayerProduct], reasons: dict[int, str]
+    folder: Folder,
+    model: keras.Model,
+    weights: list[ExportedWeight],
+    products: list[LayerProduct],
+    reasons: dict[int, str],
 ) -> dict[str, Any]:
     """Writes the products of a batch; returns what the manifest says of them.
 
     Args:
         folder: Where to.
         model: The model.
+        weights: Its weights.
         products: Its products.
         reasons: Why a layer has none, by its id.
     """
@@ -126,11 +133,11 @@ def write_vectors(
     for path, mine in by_layer.items():
         chosen, count = _chosen(path, mine, left)
         for number, (index, matrices, batch) in enumerate(chosen):
-            place = path if count == 1 else f"{path}/{number}".lstrip("/")
-            name = names.unique(place or "model")
-            record = _write(folder, name, path, mine[index], matrices, batch, index)
-            about = {key: record[key] for key in ("layer", "call", "batch")}
-            written.append({"name": name, **about})
+            name = path if count == 1 else f"{path}/{number}".lstrip("/")
+            name = names.unique(name or "model")
+            place = {"layer": path, "call": index, "batch": list(batch)}
+            _write(folder, name, place, mine[index], matrices, weights)
+            written.append({"name": name, **place})
     return {"products": written, "left_out": left}
 
 
@@ -141,6 +148,8 @@ def _chosen(
     kinds: dict[Any, list[tuple[int, Matrices, tuple[int, ...]]]] = {}
     for index, product in enumerate(products):
         call = product.call
+        if index and _same(call, products[index - 1].call):  # Keras tries a loop's first step
+            continue
         try:
             matrices = matrices_of(call)
         except ValueError as error:
@@ -159,16 +168,25 @@ def _chosen(
     return sorted(chosen, key=lambda c: (c[0], c[2])), sum(map(len, kinds.values()))
 
 
+def _same(call: ProductCall, other: ProductCall) -> bool:
+    """Whether two products have the same operands."""
+    parts = ("a", "b", "a_scale", "b_scale")
+    return call.operation == other.operation and all(
+        np.array_equal(np.asarray(getattr(call, part)), np.asarray(getattr(other, part)))
+        for part in parts
+    )
+
+
 def _write(
     folder: Folder,
     name: str,
-    path: str,
+    place: dict[str, Any],
     product: LayerProduct,
     matrices: Matrices,
-    batch: tuple[int, ...],
-    index: int,
-) -> dict[str, Any]:
-    """Writes the folder of one product of matrices; returns what product.json says."""
+    weights: list[ExportedWeight],
+) -> None:
+    """Writes the folder of one product of matrices."""
+    batch = tuple(place["batch"])
     call, config = product.call, getattr(product.layer, "lns_config", None)
     total = int(np.prod(matrices.row_shape))
     rows = evenly(total, ROWS)
@@ -186,10 +204,12 @@ def _write(
         return_details=True,
     )
     if not np.array_equal(np.asarray(details.values), piece.values):
-        raise RuntimeError(f"The product of layer {path!r} is not what its matrices give.")
+        raise RuntimeError(f"A product of layer {place['layer']!r} is not what its matrices give.")
     y_format = getattr(config, "activations", None) or call.a_format
     y_scale = reference.scale_of(
-        np.asarray(call.result), y_format, power_of_two=getattr(config, "power_of_two_scales", False)
+        np.asarray(call.result),
+        y_format,
+        power_of_two=getattr(config, "power_of_two_scales", False),
     )
     record = {
         "m": len(rows),
@@ -198,26 +218,45 @@ def _write(
         "a_format": str(call.a_format),
         "b_format": str(call.b_format),
         "datapath": call.datapath.get_config(),
-        "layer": path,
+        **place,
         "operation": call.operation,
-        "call": index,
-        "batch": list(batch),
         "row_shape": list(matrices.row_shape),
         "rows": rows.tolist(),
         "a_scale": scale_as_json(piece.a_scale),
         "b_scale": scale_as_json(piece.b_scale),
         "y_format": str(y_format),
         "y_scale": float(y_scale),
+        "weight": _weight(weights, place["layer"], piece.b, call.b_format, batch),
     }
     outputs = reference.encode(piece.values, y_scale, y_format)
     accumulators = np.asarray(details.accumulators)
-    place = f"vectors/{name}"
-    folder.write(f"{place}/a.hex", hex_text(piece.a, call.a_format.bits))
-    folder.write(f"{place}/b.hex", hex_text(piece.b, call.b_format.bits))
-    folder.write(f"{place}/acc.hex", hex_text(accumulators, call.datapath.accumulator_bits))
-    folder.write(f"{place}/y.hex", hex_text(outputs, y_format.bits))
-    folder.write(f"{place}/product.json", (json.dumps(record, indent=1) + "\n").encode())
-    return record
+    for file, values, bits in (
+        ("a", piece.a, call.a_format.bits),
+        ("b", piece.b, call.b_format.bits),
+        ("acc", accumulators, call.datapath.accumulator_bits),
+        ("y", outputs, y_format.bits),
+    ):
+        folder.write(f"vectors/{name}/{file}.hex", hex_text(values, bits))
+    folder.write(f"vectors/{name}/product.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _weight(
+    weights: list[ExportedWeight], layer: str, b: np.ndarray, format: LNSFormat, batch: tuple
+) -> str | None:
+    """Name of the layer's weight that b is, with the axes that are summed first."""
+    K, N = b.shape
+    at = batch[0] * N if batch else 0
+    for weight in weights:
+        codes = weight.forward_codes
+        if not f"{weight.layer}/".startswith(f"{layer}/") or weight.forward_format != format:
+            continue
+        if codes.size and codes.size % K == 0:
+            columns = codes.reshape(K, -1)
+            if np.array_equal(columns[:, at : at + N], b) and (batch or columns.shape[1] == N):
+                return weight.name
+        if codes.shape == (N, K) and np.array_equal(codes.T, b):  # a table of embeddings
+            return weight.name
+    return None
 
 
 def read_vectors(sealed: Sealed) -> dict[str, ExportedProduct]:
@@ -227,7 +266,8 @@ def read_vectors(sealed: Sealed) -> dict[str, ExportedProduct]:
         ValueError: A file is missing or damaged.
     """
     return {
-        entry["name"]: _read(sealed, entry["name"]) for entry in sealed.manifest["vectors"]["products"]
+        entry["name"]: _read(sealed, entry["name"])
+        for entry in sealed.manifest["vectors"]["products"]
     }
 
 

@@ -80,7 +80,7 @@ def export_model(
                 "vectors": {
                     "samples": count,
                     "data": source,
-                    **write_vectors(folder, model, products, reasons),
+                    **write_vectors(folder, model, weights, products, reasons),
                 },
             }
         )
