@@ -101,6 +101,14 @@ const MadamKernels& MadamOf(InstructionSet set) {
 
 const MadamKernels& Madam() { return MadamOf(SelectedInstructionSet()); }
 
-const ProductKernels& Products(const ProductPlan&) { return kProductPlain; }
+const ProductKernels& ProductsOf(InstructionSet, const ProductPlan&, int64_t, int64_t) {
+  return kProductPlain;
+}
+
+const ProductKernels& Products(const ProductPlan& plan, int64_t m, int64_t k) {
+  return ProductsOf(SelectedInstructionSet(), plan, m, k);
+}
+
+std::vector<const ProductKernels*> AllProducts() { return {}; }
 
 }  // namespace lns

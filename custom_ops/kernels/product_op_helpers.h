@@ -34,11 +34,12 @@ class ScaleGrid {
               int64_t rows, int64_t columns);
 
   // The scale at a flat index of `lead`, a row and a column.
-  float At(int64_t batch, int64_t row, int64_t column) const {
-    return values_[Offset(batch) + row * row_stride_ + column * column_stride_];
+  const float* At(int64_t batch, int64_t row, int64_t column) const {
+    return values_ + Offset(batch) + row * row_stride_ + column * column_stride_;
   }
-  bool changes_along_rows() const { return row_stride_ != 0; }
-  bool changes_along_columns() const { return column_stride_ != 0; }
+  int64_t row_stride() const { return row_stride_; }  // 0 where all are the same
+  int64_t column_stride() const { return column_stride_; }
+  bool changes_along_lead() const;
 
  private:
   int64_t Offset(int64_t batch) const;
@@ -58,13 +59,13 @@ struct Product {
   const ScaleGrid &a_scale, &b_scale;
 
   // Scales that do not change along K. `kept` (accumulators) and `counters` may be
-  // null.
+  // null. False where b holds codes outside of its format; the result is nonsense then.
   Status Whole(OpKernelContext* ctx, const Tensor& a, const Tensor& b, float* product,
-               int32_t* kept, Counters* counters) const;
+               int32_t* kept, Counters* counters, bool* good) const;
 
   // A scale per vector: an accumulator for each, results added in float32.
   Status PerVector(OpKernelContext* ctx, const Tensor& a, const Tensor& b,
-                   float* product) const;
+                   float* product, bool* good) const;
 };
 
 }  // namespace lns
