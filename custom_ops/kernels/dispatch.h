@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/codec_kernels.h"
+#include "kernels/depthwise_kernels.h"
 #include "kernels/madam_kernels.h"
 #include "kernels/product_kernels.h"
 
@@ -33,6 +34,10 @@ const ProductKernels& Products(const ProductPlan& plan, int64_t m, int64_t k);
 const MadamKernels& MadamOf(InstructionSet set);
 const ProductKernels& ProductsOf(InstructionSet set, const ProductPlan& plan, int64_t m,
                                  int64_t k);
+
+// The fastest way to a depthwise convolution whose plan fits.
+using DepthwiseKernel = void (*)(const DepthwisePlan&, const DepthwiseOutput&);
+DepthwiseKernel Depthwises();
 
 // All ways to a product that this CPU can run, but for the plain one.
 std::vector<const ProductKernels*> AllProducts();

@@ -109,6 +109,13 @@ const ProductKernels& Products(const ProductPlan& plan, int64_t m, int64_t k) {
   return ProductsOf(SelectedInstructionSet(), plan, m, k);
 }
 
+DepthwiseKernel Depthwises() {
+#if defined(__x86_64__)
+  if (SelectedInstructionSet() >= InstructionSet::kAvx2) return DepthwiseAvx2;
+#endif
+  return DepthwisePlain;
+}
+
 std::vector<const ProductKernels*> AllProducts() { return {}; }
 
 }  // namespace lns

@@ -107,6 +107,35 @@ int64_t ScaleGrid::Offset(int64_t batch) const {
   return offset;
 }
 
+void ShareOut(OpKernelContext* ctx, int64_t n, double nanoseconds_each,
+              const std::function<void(int64_t)>& work) {
+  constexpr double kSmallest = 50000.0;
+  auto* pool = ctx->device()->tensorflow_cpu_worker_threads()->workers;
+  if (pool->NumThreads() <= 1 || n <= 1 || n * nanoseconds_each < kSmallest) {
+    for (int64_t i = 0; i < n; ++i) work(i);
+    return;
+  }
+  pool->ParallelFor(n, tsl::thread::ThreadPool::SchedulingParams::Fixed(1),
+                    [&](int64_t begin, int64_t end) {
+                      for (int64_t i = begin; i < end; ++i) work(i);
+                    });
+}
+
+Status CheckCodes(OpKernelContext* ctx, const Format& format, const Tensor& codes,
+                  const char* name) {
+  const char* data = static_cast<const char*>(codes.data());
+  const int64_t size = tensorflow::DataTypeSize(codes.dtype());
+  FirstPosition first;
+  Parallel(ctx, codes.NumElements(), 0.03, [&](int64_t begin, int64_t end) {
+    const int64_t at = FirstOutside(format, data + begin * size, end - begin);
+    if (at >= 0) first.Report(begin + at);
+  });
+  if (first.get() < 0) return absl::OkStatus();
+  return InvalidArgument(name, " must hold codes in -", format.max_code(), "..",
+                         format.max_code(), "; the first outside is at flat index ",
+                         first.get());
+}
+
 bool ScaleGrid::changes_along_lead() const {
   return std::any_of(lead_strides_.begin(), lead_strides_.end(),
                      [](int64_t stride) { return stride != 0; });
@@ -124,22 +153,6 @@ struct Multiplication {
   int64_t b_row = 0, b_column = 0;  // strides, in elements
   ProductBlock block;               // of all rows and columns
 };
-
-// Runs work(i) for all i < n on TensorFlow's threads; one after the other where the
-// whole is not worth waking a thread.
-void ShareOut(OpKernelContext* ctx, int64_t n, double nanoseconds_each,
-              const std::function<void(int64_t)>& work) {
-  constexpr double kSmallest = 50000.0;
-  auto* pool = ctx->device()->tensorflow_cpu_worker_threads()->workers;
-  if (pool->NumThreads() <= 1 || n <= 1 || n * nanoseconds_each < kSmallest) {
-    for (int64_t i = 0; i < n; ++i) work(i);
-    return;
-  }
-  pool->ParallelFor(n, tsl::thread::ThreadPool::SchedulingParams::Fixed(1),
-                    [&](int64_t begin, int64_t end) {
-                      for (int64_t i = begin; i < end; ++i) work(i);
-                    });
-}
 
 int64_t CeilOf(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -5,6 +5,7 @@
 #define TF_LNS_KERNELS_PRODUCT_OP_HELPERS_H_
 
 #include <atomic>
+#include <functional>
 #include <vector>
 
 #include "core/product.h"
@@ -14,6 +15,15 @@ namespace lns {
 
 // The attributes of a datapath and of the operands' formats, checked.
 Status GetProductPlan(OpKernelConstruction* ctx, ProductPlan* plan);
+
+// InvalidArgument unless all codes lie in the format.
+Status CheckCodes(OpKernelContext* ctx, const Format& format, const Tensor& codes,
+                  const char* name);
+
+// Runs work(i) for all i < n on TensorFlow's threads; one after the other where the
+// whole is not worth waking a thread.
+void ShareOut(OpKernelContext* ctx, int64_t n, double nanoseconds_each,
+              const std::function<void(int64_t)>& work);
 
 // Shapes of a product of (batches of) matrices.
 struct MatmulShape {

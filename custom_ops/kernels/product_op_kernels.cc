@@ -12,22 +12,6 @@ namespace {
 
 using tensorflow::DEVICE_CPU;
 
-// InvalidArgument unless all codes lie in the format.
-Status CheckCodes(OpKernelContext* ctx, const Format& format, const Tensor& codes,
-                  const char* name) {
-  const char* data = static_cast<const char*>(codes.data());
-  const int64_t size = tensorflow::DataTypeSize(codes.dtype());
-  FirstPosition first;
-  Parallel(ctx, codes.NumElements(), 0.03, [&](int64_t begin, int64_t end) {
-    const int64_t at = FirstOutside(format, data + begin * size, end - begin);
-    if (at >= 0) first.Report(begin + at);
-  });
-  if (first.get() < 0) return absl::OkStatus();
-  return InvalidArgument(name, " must hold codes in -", format.max_code(), "..",
-                         format.max_code(), "; the first outside is at flat index ",
-                         first.get());
-}
-
 class MatmulOp : public OpKernel {
  public:
   MatmulOp(OpKernelConstruction* ctx, bool with_details)
