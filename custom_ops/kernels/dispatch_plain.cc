@@ -101,7 +101,13 @@ const MadamKernels& MadamOf(InstructionSet set) {
 
 const MadamKernels& Madam() { return MadamOf(SelectedInstructionSet()); }
 
-const ProductKernels& ProductsOf(InstructionSet, const ProductPlan&, int64_t, int64_t) {
+const ProductKernels& ProductsOf(InstructionSet set, const ProductPlan& plan, int64_t,
+                                 int64_t k) {
+#if defined(__x86_64__)
+  if (set == InstructionSet::kAvx512Vbmi && kProductPlanesAvx512Vbmi.can(plan, k)) {
+    return kProductPlanesAvx512Vbmi;
+  }
+#endif
   return kProductPlain;
 }
 
@@ -109,6 +115,12 @@ const ProductKernels& Products(const ProductPlan& plan, int64_t m, int64_t k) {
   return ProductsOf(SelectedInstructionSet(), plan, m, k);
 }
 
-std::vector<const ProductKernels*> AllProducts() { return {}; }
+std::vector<const ProductKernels*> AllProducts() {
+  std::vector<const ProductKernels*> all;
+#if defined(__x86_64__)
+  if (Supported(InstructionSet::kAvx512Vbmi)) all.push_back(&kProductPlanesAvx512Vbmi);
+#endif
+  return all;
+}
 
 }  // namespace lns

@@ -53,7 +53,9 @@ ProductPlan::ProductPlan(const Format& a, const Format& b, const Datapath& datap
     term.push_back((n << std::max(shift, 0)) >> right);
     bin.push_back(static_cast<uint16_t>(datapath.bins ? h : 0));
     lost.push_back((n & ((int64_t{1} << right) - 1)) != 0);
+    max_term = std::max(max_term, term.back());
   }
+  planes = BytePlanes(*this);
 }
 
 namespace {
