@@ -4,7 +4,7 @@
 // A term is split into its bytes. Each byte is a table over the sum of exponents p, cut
 // into windows of at most 127 entries: one that ends with the largest p, and, where
 // terms reach further down than that, one that starts with the smallest p whose term is
-// not 0. Entry 0 of a table is 0, for all p outside of its window.
+// not 0. All p outside of the window share an entry, which is 0.
 
 #ifndef TF_LNS_CORE_PRODUCT_PLANES_H_
 #define TF_LNS_CORE_PRODUCT_PLANES_H_
@@ -20,15 +20,15 @@ struct BytePlanes {
   static constexpr int kMaxTop = 4, kMaxLow = 4, kMaxBins = 16;
 
   // The tables of the accumulator of one bin: `top` tables, then `low` ones. Table i is
-  // worth 2^shift[i].
+  // worth 2^shift[i]. The first low one has a shift of 0; without any, the first top one.
   struct Bin {
     int top = 0, low = 0;
     int shift[kMaxTop + kMaxLow] = {};
     uint8_t table[kMaxTop + kMaxLow][128] = {};
   };
 
-  // Index into a low table: p - low_origin in 1..127, else 0 or at least 128; into a
-  // top one: p - top_origin in 1..127, else at most 0.
+  // With x = max(0, p - low_origin), and d = top_origin - low_origin, tables are looked up
+  // at the last 7 bits of max(x, d) or min(x, 128). Where d = 0 there are no low tables.
   int low_origin = 0, top_origin = 0;
   std::vector<Bin> bins;  // empty where codes have more than 8 bits, or bins are many
 

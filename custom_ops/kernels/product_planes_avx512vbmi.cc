@@ -31,6 +31,18 @@ constexpr int64_t kRowStep = 8;      // bytes of a row of a for a group: likewis
 
 LANES_INLINE int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// 4 bytes from memory, by the load itself: not by way of a register.
+LANES_INLINE __m512i Broadcast(const uint8_t* p) {
+  __m512i all;
+  asm("vpbroadcastd %1, %0" : "=v"(all) : "m"(*reinterpret_cast<const int32_t(*)>(p)));
+  return all;
+}
+
+// _mm512_dpbusd_epi32 in place; GCC 12 copies the sum forth and back.
+LANES_INLINE void AddDots(__m512i* sum, __m512i bytes, __m512i signs) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(bytes), "v"(signs));
+}
+
 // How k is cut into vectors of whole groups; what is missing is filled with zeros.
 struct Groups {
   int64_t vector_size, each, full,
@@ -306,33 +318,35 @@ class Tile {
   LANES_INLINE void Vector(int64_t count, const uint8_t* a, int64_t row_bytes,
                            const uint8_t* panel, __m512i* acc) const {
     __m512i sum[kRows][kTables];
+    // The table of the lowest byte sums into the accumulator itself.
+    constexpr int kUnit = kLow > 0 ? kTop : 0;
     for (int r = 0; r < kRows; ++r) {
       for (int t = 0; t < kTables; ++t) sum[r][t] = _mm512_setzero_si512();
+      if (!kWide) sum[r][kUnit] = acc[r];
     }
     for (int64_t g = 0; g < count; ++g) {
       const __m512i exponents = _mm512_loadu_si512(panel + g * kPanelStep);
       const __m512i signs = _mm512_loadu_si512(panel + g * kPanelStep + 64);
       for (int r = 0; r < kRows; ++r) {
-        int32_t step[2];
-        std::memcpy(step, a + r * row_bytes + g * kRowStep, 8);
-        const __m512i low = _mm512_subs_epu8(exponents, SetInt(step[0]));
-        const __m512i sign = _mm512_xor_si512(signs, SetInt(step[1]));
-        const __m512i top = kLow ? _mm512_subs_epu8(low, between_) : low;
+        const uint8_t* step = a + r * row_bytes + g * kRowStep;
+        const __m512i low = _mm512_subs_epu8(exponents, Broadcast(step));
+        const __m512i sign = _mm512_xor_si512(signs, Broadcast(step + 4));
+        const __m512i top = kLow ? _mm512_max_epu8(low, between_) : low;
         const __m512i bounded = _mm512_min_epu8(low, beyond_);
         for (int t = 0; t < kTables; ++t) {
           const __m512i bytes = _mm512_permutex2var_epi8(
               half_[t][0], t < kTop ? top : bounded, half_[t][1]);
-          sum[r][t] = _mm512_dpbusd_epi32(sum[r][t], bytes, sign);
+          AddDots(&sum[r][t], bytes, sign);
         }
       }
     }
     for (int r = 0; r < kRows; ++r) {
-      __m512i all = _mm512_sll_epi32(sum[r][0], shift_[0]);
-      for (int t = 1; t < kTables; ++t) {
-        all = _mm512_add_epi32(all, _mm512_sll_epi32(sum[r][t], shift_[t]));
+      __m512i all = sum[r][kUnit];
+      for (int t = 0; t < kTables; ++t) {
+        if (t != kUnit) all = Add(all, _mm512_sll_epi32(sum[r][t], shift_[t]));
       }
       acc[r] = kWide ? SaturatingAdd(acc[r], all, largest_, least_)
-                     : Max(Min(Add(acc[r], all), largest_), least_);
+                     : Max(Min(all, largest_), least_);
     }
   }
 
@@ -373,14 +387,11 @@ PanelsFunction WithLow(int low) {
 }
 
 template <bool kWide>
-PanelsFunction Choose(const BytePlanes& planes, const BytePlanes::Bin& bin) {
-  // Without low tables a tile takes the two origins for one.
-  const bool one_origin = planes.top_origin == planes.low_origin;
-  const int low = bin.low == 0 && !one_origin ? 1 : bin.low;
-  if (bin.top <= 1) return WithLow<1, kWide>(low);
-  if (bin.top == 2) return WithLow<2, kWide>(low);
-  if (bin.top == 3) return WithLow<3, kWide>(low);
-  return WithLow<4, kWide>(low);
+PanelsFunction Choose(const BytePlanes::Bin& bin) {
+  if (bin.top <= 1) return WithLow<1, kWide>(bin.low);
+  if (bin.top == 2) return WithLow<2, kWide>(bin.low);
+  if (bin.top == 3) return WithLow<3, kWide>(bin.low);
+  return WithLow<4, kWide>(bin.low);
 }
 
 bool Can(const ProductPlan& plan, int64_t k) {
@@ -413,7 +424,7 @@ void Rows(const ProductPlan& plan, const ProductBlock& block) {
       for (int h = 0; h < plan.bins; ++h) {
         const BytePlanes::Bin& bin = plan.planes.bins[h];
         const PanelsFunction panels =
-            wide ? Choose<true>(plan.planes, bin) : Choose<false>(plan.planes, bin);
+            wide ? Choose<true>(bin) : Choose<false>(bin);
         panels(plan, bin, groups, a, rows, panel, sums + h * kColumns, stride);
       }
       const int64_t columns = block.end - j < kColumns ? block.end - j : kColumns;

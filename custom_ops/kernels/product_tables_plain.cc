@@ -15,6 +15,8 @@ BytePlanes::BytePlanes(const ProductPlan& plan) {
   b_offset = std::max(0, plan.a.max_code() - 2 - low_origin);
   a_minuend = b_offset + low_origin + 2;
 
+  // An index of the top tables is the largest of `between` and that of the low ones.
+  const int between = top_origin - low_origin;
   bins.resize(plan.bins);
   for (int h = 0; h < plan.bins; ++h) {
     Bin& bin = bins[h];
@@ -26,7 +28,10 @@ BytePlanes::BytePlanes(const ProductPlan& plan) {
       int begin = 0, end = top + 1;  // where bytes are not 0
       while (begin < end && at(begin) == 0) ++begin;
       while (end > begin && at(end - 1) == 0) --end;
-      if (begin == end) continue;
+      // The first table is that of the lowest byte, even where that is always 0.
+      if (begin == end && byte > 0) continue;
+      if (byte == 0 && between > 0 && begin > top_origin) lows.low = 1;
+      if (byte == 0 && between == 0 && begin == end) bin.top = 1;
       const bool in_low = begin <= top_origin && end - 1 - low_origin <= 127;
       const int cut = in_low ? end : std::max(begin, top_origin + 1);
       if (begin < cut) {
@@ -36,7 +41,9 @@ BytePlanes::BytePlanes(const ProductPlan& plan) {
       }
       if (cut < end) {
         bin.shift[bin.top] = 8 * byte;
-        for (int p = cut; p < end; ++p) bin.table[bin.top][p - top_origin] = at(p);
+        for (int p = cut; p < end; ++p) {
+          bin.table[bin.top][(p - low_origin) & 127] = at(p);
+        }
         ++bin.top;
       }
     }
