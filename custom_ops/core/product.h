@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "core/format.h"
+#include "core/product_floats.h"
 #include "core/product_planes.h"
 
 namespace lns {
@@ -47,7 +48,13 @@ struct ProductPlan {
   std::vector<uint8_t> lost;
   int64_t max_term = 0;
 
+  // A term is n[r] shifted left by q + shift, bits lost: towards zero.
+  std::vector<int64_t> n;
+  int shift = 0;
+
   BytePlanes planes;
+  FloatTerms floats;
+  ScaledTerms scaled;
 
   ProductPlan() = default;
   ProductPlan(const Format& a, const Format& b, const Datapath& datapath);

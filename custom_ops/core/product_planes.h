@@ -20,15 +20,17 @@ struct BytePlanes {
   static constexpr int kMaxTop = 4, kMaxLow = 4, kMaxBins = 16;
 
   // The tables of the accumulator of one bin: `top` tables, then `low` ones. Table i is
-  // worth 2^shift[i]. The first low one has a shift of 0; without any, the first top one.
+  // worth 2^shift[i]. The first low one has a shift of 0; without any, the first top
+  // one.
   struct Bin {
     int top = 0, low = 0;
     int shift[kMaxTop + kMaxLow] = {};
     uint8_t table[kMaxTop + kMaxLow][128] = {};
   };
 
-  // With x = max(0, p - low_origin), and d = top_origin - low_origin, tables are looked up
-  // at the last 7 bits of max(x, d) or min(x, 128). Where d = 0 there are no low tables.
+  // With x = max(0, p - low_origin), and d = top_origin - low_origin, tables are looked
+  // up at the last 7 bits of max(x, d) or min(x, 128). Where d = 0 there are no low
+  // tables.
   int low_origin = 0, top_origin = 0;
   std::vector<Bin> bins;  // empty where codes have more than 8 bits, or bins are many
 

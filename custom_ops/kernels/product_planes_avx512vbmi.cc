@@ -423,8 +423,7 @@ void Rows(const ProductPlan& plan, const ProductBlock& block) {
                              j / kColumns * groups.all() * kPanelStep;
       for (int h = 0; h < plan.bins; ++h) {
         const BytePlanes::Bin& bin = plan.planes.bins[h];
-        const PanelsFunction panels =
-            wide ? Choose<true>(bin) : Choose<false>(bin);
+        const PanelsFunction panels = wide ? Choose<true>(bin) : Choose<false>(bin);
         panels(plan, bin, groups, a, rows, panel, sums + h * kColumns, stride);
       }
       const int64_t columns = block.end - j < kColumns ? block.end - j : kColumns;
