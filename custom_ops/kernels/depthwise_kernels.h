@@ -25,7 +25,6 @@ struct DepthwiseOutput {
 // A plan and what the vectorised loops need of it.
 struct DepthwisePlan {
   const ProductPlan& plan;
-  int64_t max_term = 0;
   std::vector<int32_t> terms;  // plan.term, where it fits
 
   // Where a term is steps[r] >> (top_shift - q), all in 32 bits.

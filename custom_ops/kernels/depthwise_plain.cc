@@ -3,31 +3,25 @@
 namespace lns {
 
 DepthwisePlan::DepthwisePlan(const ProductPlan& plan) : plan(plan) {
-  const Datapath& datapath = plan.datapath;
-  for (int64_t term : plan.term) max_term = std::max(max_term, term);
-  if (datapath.bins || max_term > std::numeric_limits<int32_t>::max()) return;
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (plan.datapath.bins || plan.max_term > kMost) return;
   terms.assign(plan.term.begin(), plan.term.end());
 
-  const int factor = plan.a.base_factor, g = plan.a.log2_base_factor();
-  if (factor > 8) return;
-  const int rest_bits = g - datapath.lut_bits;
-  const int unit = plan.lsb + datapath.fraction_bits + g;  // a step's exponent q
-  const int top = (plan.a.max_exponent() + plan.b.max_exponent()) >> g;
-  const int left = std::max(top - unit, 0);
-  top_shift = left + unit;
+  if (plan.a.base_factor > 8) return;
+  const int top_p = plan.a.max_exponent() + plan.b.max_exponent();
+  const int left = std::max((top_p >> plan.a.log2_base_factor()) + plan.shift, 0);
+  top_shift = left - plan.shift;
   short_steps = true;
-  for (int r = 0; r < factor; ++r) {
-    const int64_t n = plan.entry[r >> rest_bits] * (factor + r % (1 << rest_bits));
-    const int64_t step = n << std::min(left, 32);
-    if (step > std::numeric_limits<int32_t>::max()) short_steps = false;
+  for (int r = 0; r < plan.a.base_factor; ++r) {
+    const int64_t step = plan.n[r] << std::min(left, 32);
+    if (step > kMost) short_steps = false;
     steps[r] = static_cast<int32_t>(step);
   }
 }
 
 bool DepthwisePlan::Fits(int64_t taps) const {
-  if (terms.empty()) return false;
-  const int64_t in_a_vector = std::min(taps, plan.datapath.vector_size);
-  return plan.largest + in_a_vector * max_term <= std::numeric_limits<int32_t>::max();
+  return !terms.empty() &&
+         plan.largest + plan.max_sum(taps) <= std::numeric_limits<int32_t>::max();
 }
 
 namespace {
