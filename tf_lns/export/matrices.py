@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from tf_lns.ops.recording import ProductCall
+from tf_lns.reference import conv_patches
 
 
 class Piece(NamedTuple):
@@ -126,8 +127,6 @@ class _Patches:
     @functools.cached_property
     def patches(self) -> np.ndarray:
         """``[M, taps, C]``; large, so not before they are needed."""
-        from tf_lns.reference import conv_patches
-
         x, taps = np.asarray(self.call.a), self.call.b.shape[:-2]
         patches = conv_patches(x, tuple(taps), self.call.options["window"])
         return patches.reshape(-1, self.kernel.shape[0], x.shape[-1])
