@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import keras
@@ -53,6 +54,21 @@ def lstm():
 NETS = {net.__name__: net for net in (dense, conv, attention, lstm)}
 
 
+def convs():
+    """Every kind of convolution."""
+    sizes = {"name": "grouped", "groups": 2, "dilation_rate": 2, "padding": "same"}
+    x = inputs = keras.Input((6, 7, 2))
+    x = keras.layers.Conv2D(4, (3, 2), **sizes)(x)
+    x = keras.layers.SeparableConv2D(3, 3, strides=2, depth_multiplier=2, name="separable")(x)
+    x = keras.layers.Conv2DTranspose(2, 3, strides=2, padding="same", name="transposed")(x)
+    x = keras.layers.Reshape((-1, 2))(x)
+    x = keras.layers.Conv1D(3, 3, padding="causal", name="causal")(x)
+    x = keras.layers.Reshape((2, 2, -1, 3))(x)
+    x = keras.layers.Flatten()(keras.layers.Conv3D(2, 2, name="volume")(x))
+    return keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+
+
+NETS["convs"] = convs
 VECTOR_NETS = list(NETS)
 
 
@@ -361,8 +377,6 @@ def test_a_failed_export_leaves_the_old_one(model, exported, monkeypatch, place)
 
 
 def test_a_rename_that_fails_leaves_the_old_one(model, exported, monkeypatch):
-    import pathlib
-
     rename = pathlib.Path.rename
 
     def fail(self, target):
@@ -673,6 +687,34 @@ def test_the_rtl_agrees_with_every_vector(net, conversion, tmp_path, monkeypatch
 
 
 VECTORS = ["mlp.keras", "--to", "out", "--datapath", "{}", "--vectors", "2"]
+
+
+def test_rows_of_a_convolution_are_its_patches(tmp_path):
+    export = tf_lns.export_model(on_unit("conv"), tmp_path / "out", vectors=2)
+    product = export.vectors["conv"]
+    assert product.record["row_shape"] == [2, 4, 4]
+    assert product.record["weight"] == "conv/kernel"
+    # "same" with strides of 2 on 8 pads at the end alone.
+    image = product.a.reshape(2, 4, 4, 3, 3, 2)
+    np.testing.assert_array_equal(image[:, :-1, :, 2], image[:, 1:, :, 0])
+    np.testing.assert_array_equal(image[:, -1, :, 2], 0)
+    np.testing.assert_array_equal(image[:, :, -1, :, 2], 0)
+    channels = [export.vectors[f"depthwise/{c}"] for c in range(4)]
+    kernel = export.weights["depthwise/kernel"].forward_codes
+    for c, product in enumerate(channels):
+        np.testing.assert_array_equal(product.b[:, 0], kernel[:, :, c, 0].reshape(-1))
+
+
+def test_the_blocks_of_the_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "datapath.md").read_text()
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(code, "docs/datapath.md", "exec"), names)
+    printed = capsys.readouterr().out
+    for line in re.findall(r"<Exported.*>", text):
+        assert line in printed
+
 
 # --- Command line --------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ from tf_lns.export.capture import LayerProduct
 from tf_lns.export.folder import Folder, Sealed
 from tf_lns.export.matrices import Matrices, evenly, matrices_of, scale_as_json
 from tf_lns.export.names import Names, layer_paths
-from tf_lns.export.words import hex_text, words_of
 from tf_lns.export.weights import ExportedWeight
+from tf_lns.export.words import hex_text, words_of
 from tf_lns.formats import LNSFormat
 from tf_lns.layers.tree import all_layers
 from tf_lns.ops.recording import ProductCall
