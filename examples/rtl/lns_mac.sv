@@ -51,17 +51,25 @@ module lns_mac #(
         );
     end
 
-    for (genvar j = 0; j < ACCUMULATORS; j++) begin : bin
-        logic signed [SUM_BITS - 1:0] sum;
+    // The exact sum of those terms that go to accumulator j.
+    function automatic logic signed [SUM_BITS - 1:0] sum_of(
+        input int j,
+        input logic [VECTOR - 1:0] negative,
+        input logic [VECTOR * TERM_BITS - 1:0] magnitude,
+        input logic [VECTOR * ENTRY_BITS - 1:0] entry
+    );
         logic signed [SUM_BITS - 1:0] term;
-        always_comb begin
-            sum = 0;
-            for (int i = 0; i < VECTOR; i++) begin
-                term = magnitude[i * TERM_BITS +: TERM_BITS];
-                if (BINS && entry[i * ENTRY_BITS +: ENTRY_BITS] != j) term = 0;
-                sum = negative[i] ? sum - term : sum + term;
-            end
+        sum_of = 0;
+        for (int i = 0; i < VECTOR; i++) begin
+            term = magnitude[i * TERM_BITS +: TERM_BITS];
+            if (BINS && entry[i * ENTRY_BITS +: ENTRY_BITS] != j) term = 0;
+            // -x is ~x + 1: adders alone, of which tools make a tree.
+            sum_of = sum_of + (term ^ {SUM_BITS{negative[i]}}) + negative[i];
         end
+    endfunction
+
+    for (genvar j = 0; j < ACCUMULATORS; j++) begin : bin
+        wire signed [SUM_BITS - 1:0] sum = sum_of(j, negative, magnitude, entry);
         saturating_accumulator #(.SUM_BITS(SUM_BITS), .ACC_BITS(ACC_BITS)) accumulator (
             .clk(clk), .first(first), .sum(sum), .acc(acc[j * ACC_BITS +: ACC_BITS])
         );

@@ -37,12 +37,13 @@ module lns_term #(
     localparam int P_BITS = $clog2(P_MAX + 1) > LOG2_BASE_FACTOR ? $clog2(P_MAX + 1)
                                                                 : LOG2_BASE_FACTOR + 1;
 
-    // |c| - 1 is ~c where c is negative and c - 1 where it is positive.
+    // |c| - 1 is ~c where c is negative and c - 1 where it is positive. (The xor says ~c at the
+    // width of a code.)
     wire a_negative = a[A_BITS - 1];
     wire b_negative = b[B_BITS - 1];
-    wire [P_BITS - 1:0] a_bits = a ^ {A_BITS{a_negative}};
-    wire [P_BITS - 1:0] b_bits = b ^ {B_BITS{b_negative}};
-    wire [P_BITS - 1:0] p = a_bits + b_bits - !a_negative - !b_negative;
+    wire [P_BITS - 1:0] e_a = a_negative ? a ^ {A_BITS{1'b1}} : a - 1;
+    wire [P_BITS - 1:0] e_b = b_negative ? b ^ {B_BITS{1'b1}} : b - 1;
+    wire [P_BITS - 1:0] p = e_a + e_b;
     wire zero = a == 0 || b == 0;
 
     // The octave as a distance from the top one.
@@ -57,8 +58,8 @@ module lns_term #(
     wire [N_BITS - 1:0] n = table_entry * (2**LOG2_BASE_FACTOR + l);
 
     // To the top octave by wires only, then right by the shifter: bits fall off twice, as if once.
-    wire [TOP_BITS - 1:0] wide = n;
+    wire [TOP_BITS - 1:0] wide = zero ? 0 : n;
     wire [TOP_BITS - 1:0] top = TOP_SHIFT >= 0 ? wide << TOP_SHIFT : wide >> -TOP_SHIFT;
-    assign magnitude = zero ? 0 : top[TERM_BITS - 1:0] >> below_top;
+    assign magnitude = top[TERM_BITS - 1:0] >> below_top;
     assign negative = a_negative ^ b_negative;
 endmodule

@@ -43,8 +43,11 @@ def available() -> list[str]:
     return [name for name, program in SIMULATORS.items() if shutil.which(program)]
 
 
-def simulate(folder, simulator: str = "icarus", netlist=None) -> Result:
-    """Compiles the testbench for a folder and runs it; `netlist` instead of our units."""
+def simulate(folder, simulator: str = "icarus", netlist=None, timeout: float = 3600) -> Result:
+    """Compiles the testbench for a folder and runs it, for at most `timeout` seconds.
+
+    With `netlist`, what area.py had yosys make of the array, instead of our units.
+    """
     folder = pathlib.Path(folder).resolve()
     header = Product.read(folder).header()
     units = [netlist] if netlist else [HERE / name for name in UNITS]
@@ -57,7 +60,11 @@ def simulate(folder, simulator: str = "icarus", netlist=None) -> Result:
         if done.returncode:
             raise RuntimeError(f"{' '.join(compile_)} failed:\n{done.stdout}{done.stderr}")
         done = subprocess.run(
-            [*run, f"+folder={folder}"], capture_output=True, text=True, check=False
+            [*run, f"+folder={folder}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
         )
     log = done.stdout + done.stderr
     found = re.search(r"(\d+) of (\d+) words differ", log)

@@ -28,15 +28,20 @@ module fp_mac #(
         );
     end
 
-    logic signed [SUM_BITS - 1:0] sum;
-    logic signed [SUM_BITS - 1:0] term;
-    always_comb begin
-        sum = 0;
+    function automatic logic signed [SUM_BITS - 1:0] sum_of(
+        input logic [VECTOR - 1:0] negative,
+        input logic [VECTOR * TERM_BITS - 1:0] magnitude
+    );
+        logic signed [SUM_BITS - 1:0] term;
+        sum_of = 0;
         for (int i = 0; i < VECTOR; i++) begin
             term = magnitude[i * TERM_BITS +: TERM_BITS];
-            sum = negative[i] ? sum - term : sum + term;
+            // -x is ~x + 1: adders alone, of which tools make a tree.
+            sum_of = sum_of + (term ^ {SUM_BITS{negative[i]}}) + negative[i];
         end
-    end
+    endfunction
+
+    wire signed [SUM_BITS - 1:0] sum = sum_of(negative, magnitude);
     saturating_accumulator #(.SUM_BITS(SUM_BITS), .ACC_BITS(ACC_BITS)) accumulator (
         .clk(clk), .first(first), .sum(sum), .acc(acc)
     );

@@ -22,15 +22,18 @@ module int_mac #(
         );
     end
 
-    logic signed [SUM_BITS - 1:0] sum;
-    logic signed [2 * BITS - 1:0] term;
-    always_comb begin
-        sum = 0;
+    function automatic logic signed [SUM_BITS - 1:0] sum_of(
+        input logic [VECTOR * 2 * BITS - 1:0] terms
+    );
+        logic signed [2 * BITS - 1:0] term;
+        sum_of = 0;
         for (int i = 0; i < VECTOR; i++) begin
             term = terms[i * 2 * BITS +: 2 * BITS];
-            sum = sum + term;
+            sum_of = sum_of + term;
         end
-    end
+    endfunction
+
+    wire signed [SUM_BITS - 1:0] sum = sum_of(terms);
     saturating_accumulator #(.SUM_BITS(SUM_BITS), .ACC_BITS(ACC_BITS)) accumulator (
         .clk(clk), .first(first), .sum(sum), .acc(acc)
     );
