@@ -178,7 +178,6 @@ class _Cell(LNSMixin):
             bias: Their biases, or None.
             sequence: Whether the first axis of the operand is time: only on a datapath.
         """
-
         axis = self.channel_axis + (1 if sequence and self.channel_axis >= 0 else 0)
         count = operand.shape[axis] // kernel.shape[-2]
         if count == 1:
