@@ -3,7 +3,10 @@
 #ifndef TF_LNS_KERNELS_DISPATCH_H_
 #define TF_LNS_KERNELS_DISPATCH_H_
 
+#include <vector>
+
 #include "kernels/codec_kernels.h"
+#include "kernels/depthwise_kernels.h"
 #include "kernels/madam_kernels.h"
 #include "kernels/product_kernels.h"
 
@@ -24,11 +27,20 @@ const char* Name(InstructionSet set);
 const CodecKernels& Codec();
 const MadamKernels& Madam();
 
-// The fastest that can do what the plan asks.
-const ProductKernels& Products(const ProductPlan& plan);
+// The fastest way to a product of m rows of a and k terms.
+const ProductKernels& Products(const ProductPlan& plan, int64_t m, int64_t k);
 
 // The kernels of a set that is supported.
 const MadamKernels& MadamOf(InstructionSet set);
+const ProductKernels& ProductsOf(InstructionSet set, const ProductPlan& plan, int64_t m,
+                                 int64_t k);
+
+// The fastest way to a depthwise convolution whose plan fits.
+using DepthwiseKernel = void (*)(const DepthwisePlan&, const DepthwiseOutput&);
+DepthwiseKernel Depthwises();
+
+// All ways to a product that this CPU can run, but for the plain one.
+std::vector<const ProductKernels*> AllProducts();
 
 }  // namespace lns
 

@@ -101,6 +101,21 @@ const MadamKernels& MadamOf(InstructionSet set) {
 
 const MadamKernels& Madam() { return MadamOf(SelectedInstructionSet()); }
 
-const ProductKernels& Products(const ProductPlan&) { return kProductPlain; }
+const ProductKernels& ProductsOf(InstructionSet, const ProductPlan&, int64_t, int64_t) {
+  return kProductPlain;
+}
+
+const ProductKernels& Products(const ProductPlan& plan, int64_t m, int64_t k) {
+  return ProductsOf(SelectedInstructionSet(), plan, m, k);
+}
+
+DepthwiseKernel Depthwises() {
+#if defined(__x86_64__)
+  if (SelectedInstructionSet() >= InstructionSet::kAvx2) return DepthwiseAvx2;
+#endif
+  return DepthwisePlain;
+}
+
+std::vector<const ProductKernels*> AllProducts() { return {}; }
 
 }  // namespace lns

@@ -124,159 +124,285 @@ int64_t ScaleGrid::Offset(int64_t batch) const {
   return offset;
 }
 
+void ShareOut(OpKernelContext* ctx, int64_t n, double nanoseconds_each,
+              const std::function<void(int64_t)>& work) {
+  constexpr double kSmallest = 50000.0;
+  auto* pool = ctx->device()->tensorflow_cpu_worker_threads()->workers;
+  if (pool->NumThreads() <= 1 || n <= 1 || n * nanoseconds_each < kSmallest) {
+    for (int64_t i = 0; i < n; ++i) work(i);
+    return;
+  }
+  pool->ParallelFor(n, tsl::thread::ThreadPool::SchedulingParams::Fixed(1),
+                    [&](int64_t begin, int64_t end) {
+                      for (int64_t i = begin; i < end; ++i) work(i);
+                    });
+}
+
+Status CheckCodes(OpKernelContext* ctx, const Format& format, const Tensor& codes,
+                  const char* name) {
+  const char* data = static_cast<const char*>(codes.data());
+  const int64_t size = tensorflow::DataTypeSize(codes.dtype());
+  FirstPosition first;
+  Parallel(ctx, codes.NumElements(), 0.03, [&](int64_t begin, int64_t end) {
+    const int64_t at = FirstOutside(format, data + begin * size, end - begin);
+    if (at >= 0) first.Report(begin + at);
+  });
+  if (first.get() < 0) return absl::OkStatus();
+  return InvalidArgument(name, " must hold codes in -", format.max_code(), "..",
+                         format.max_code(), "; the first outside is at flat index ",
+                         first.get());
+}
+
+bool ScaleGrid::changes_along_lead() const {
+  return std::any_of(lead_strides_.begin(), lead_strides_.end(),
+                     [](int64_t stride) { return stride != 0; });
+}
+
 namespace {
 
-// The matrices of one batch as they lie in memory.
-struct Operands {
-  const char *a, *b;  // start of the matrix
-  int64_t a_row, a_column, b_row, b_column;
-  int64_t a_size, b_size;  // bytes of a code
-  int64_t b_batch;         // which matrix of b
+// Columns and rows that a piece of the work has at least, where several threads share
+// it: a kernel prepares the columns of b for each piece of rows, and the reverse.
+constexpr int64_t kRowsPerPiece = 128;
+
+// Products of one matrix each, from tensors or parts of them.
+struct Multiplication {
+  const char* b = nullptr;
+  int64_t b_row = 0, b_column = 0;  // strides, in elements
+  ProductBlock block;               // of all rows and columns
 };
 
-Operands OperandsOf(const MatmulShape& s, const tensorflow::MatMulBCast& bcast,
-                    const Tensor& a, const Tensor& b, int64_t batch) {
-  const bool broadcast = bcast.IsBroadcastingRequired();
-  const int64_t a_batch = broadcast ? bcast.x_batch_indices()[batch] : batch;
-  const int64_t b_batch = broadcast ? bcast.y_batch_indices()[batch] : batch;
-  Operands o;
-  o.a_size = tensorflow::DataTypeSize(a.dtype());
-  o.b_size = tensorflow::DataTypeSize(b.dtype());
-  o.a = static_cast<const char*>(a.data()) + a_batch * s.m * s.k * o.a_size;
-  o.b = static_cast<const char*>(b.data()) + b_batch * s.k * s.n * o.b_size;
-  o.a_row = s.transpose_a ? 1 : s.k;
-  o.a_column = s.transpose_a ? s.m : 1;
-  o.b_row = s.transpose_b ? 1 : s.n;
-  o.b_column = s.transpose_b ? s.k : 1;
-  o.b_batch = b_batch;
-  return o;
-}
+int64_t CeilOf(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Rows [begin, end) of a, columns [first, first + count), contiguous in `copy` where
-// they are not so already. Returns where they are and their stride.
-const void* ContiguousRows(const Operands& o, int64_t begin, int64_t end, int64_t first,
-                           int64_t count, std::vector<char>* copy, int64_t* stride) {
-  if (o.a_column == 1) {
-    *stride = o.a_row;
-    return o.a + (begin * o.a_row + first) * o.a_size;
+class Runner {
+ public:
+  Runner(OpKernelContext* ctx, const ProductPlan& plan, const ProductKernels& kernels,
+         int64_t m, int64_t k, int64_t n)
+      : ctx_(ctx), plan_(plan), kernels_(kernels), m_(m), k_(k), n_(n) {
+    threads_ = ctx->device()->tensorflow_cpu_worker_threads()->workers->NumThreads();
   }
-  *stride = count;
-  copy->resize((end - begin) * count * o.a_size);
-  char* out = copy->data();
-  for (int64_t i = begin; i < end; ++i) {
-    for (int64_t j = first; j < first + count; ++j, out += o.a_size) {
-      std::memcpy(out, o.a + (i * o.a_row + j * o.a_column) * o.a_size, o.a_size);
+
+  // Runs products that have nothing to do with each other, at(i) for all i < count.
+  Status Run(int64_t count, const std::function<Multiplication(int64_t)>& at) {
+    if (count < threads_ || Nanoseconds(m_, n_) > 2e6) {
+      for (int64_t i = 0; i < count; ++i) TF_RETURN_IF_ERROR(Divided(at(i)));
+      return absl::OkStatus();
+    }
+    // Several in a row, so that a b they have in common is packed once.
+    const int64_t pieces = std::min<int64_t>(count, 8 * threads_);
+    std::vector<Tensor> packed(pieces);
+    for (Tensor& buffer : packed) TF_RETURN_IF_ERROR(Allocate(&buffer));
+    ShareOut(ctx_, pieces, Nanoseconds(m_, n_) * count / pieces, [&](int64_t piece) {
+      const char* packed_b = nullptr;
+      const int64_t end = count * (piece + 1) / pieces;
+      for (int64_t i = count * piece / pieces; i < end; ++i) {
+        Multiplication one = at(i);
+        if (one.b != packed_b) Pack(one, 0, n_, &packed[piece]);
+        packed_b = one.b;
+        one.block.packed = packed[piece].data();
+        kernels_.rows(plan_, one.block);
+      }
+    });
+    return absl::OkStatus();
+  }
+
+  bool good() const { return good_; }
+
+ private:
+  double Nanoseconds(double rows, double columns) const {
+    return (0.03 * rows + 0.3) * k_ * columns * plan_.bins;
+  }
+
+  Status Allocate(Tensor* packed) const {
+    const int64_t size = std::max<int64_t>(kernels_.packed_size(plan_, k_, n_), 1);
+    return ctx_->allocate_temp(tensorflow::DT_INT8, {size}, packed);
+  }
+
+  void Pack(const Multiplication& one, int64_t begin, int64_t end, Tensor* packed) {
+    if (!kernels_.pack(plan_, one.b, one.b_row, one.b_column, k_, n_, begin, end,
+                       packed->data())) {
+      good_ = false;
     }
   }
-  return copy->data();
+
+  // One product on all threads: its columns are shared out, and its rows where there
+  // are too few columns.
+  Status Divided(const Multiplication& one) {
+    if (packed_.NumElements() == 0) TF_RETURN_IF_ERROR(Allocate(&packed_));
+    const int64_t panels = CeilOf(n_, kProductPanel);
+    const int64_t wanted = threads_ == 1 ? 1 : 4 * threads_;
+    const int64_t width = CeilOf(panels, std::min(wanted, panels)) * kProductPanel;
+    const int64_t across = CeilOf(n_, width);
+    const int64_t down =
+        std::max<int64_t>(1, std::min(CeilOf(wanted, across), m_ / kRowsPerPiece));
+    const auto compute = [&](int64_t piece_down, int64_t begin, int64_t end) {
+      ProductBlock block = one.block;
+      const int64_t first = m_ * piece_down / down;
+      block.m = m_ * (piece_down + 1) / down - first;
+      block.a = static_cast<const char*>(block.a) + first * block.row_stride * Size();
+      block.packed = packed_.data();
+      block.begin = begin;
+      block.end = end;
+      if (block.accumulators) {
+        block.accumulators += first * block.result_stride * plan_.bins;
+      }
+      if (block.product) block.product += first * block.result_stride;
+      block.row_scale += first * block.row_scale_stride;
+      kernels_.rows(plan_, block);
+    };
+    if (down == 1) {
+      ShareOut(ctx_, across, Nanoseconds(m_, n_) / across, [&](int64_t i) {
+        const int64_t begin = i * width, end = std::min(n_, begin + width);
+        Pack(one, begin, end, &packed_);
+        compute(0, begin, end);
+      });
+      return absl::OkStatus();
+    }
+    Parallel(ctx_, n_, 0.3 * k_,
+             [&](int64_t begin, int64_t end) { Pack(one, begin, end, &packed_); });
+    ShareOut(ctx_, across * down, Nanoseconds(m_, n_) / (across * down),
+             [&](int64_t i) {
+               const int64_t begin = i % across * width;
+               compute(i / across, begin, std::min(n_, begin + width));
+             });
+    return absl::OkStatus();
+  }
+
+  int64_t Size() const { return plan_.a.bits <= 8 ? 1 : 2; }
+
+  OpKernelContext* ctx_;
+  const ProductPlan& plan_;
+  const ProductKernels& kernels_;
+  const int64_t m_, k_, n_;
+  int threads_;
+  Tensor packed_;
+  std::atomic<bool> good_{true};
+};
+
+// What all parts of a product have in common.
+Multiplication MatrixOf(const MatmulShape& s, const Tensor& a, const Tensor& b,
+                        int64_t a_batch, int64_t b_batch) {
+  Multiplication one;
+  const int64_t a_size = tensorflow::DataTypeSize(a.dtype());
+  const int64_t b_size = tensorflow::DataTypeSize(b.dtype());
+  one.b = static_cast<const char*>(b.data()) + b_batch * s.k * s.n * b_size;
+  one.b_row = s.transpose_b ? 1 : s.n;
+  one.b_column = s.transpose_b ? s.k : 1;
+  ProductBlock& block = one.block;
+  block.a = static_cast<const char*>(a.data()) + a_batch * s.m * s.k * a_size;
+  block.row_stride = s.transpose_a ? 1 : s.k;
+  block.column_stride = s.transpose_a ? s.m : 1;
+  block.m = s.m;
+  block.k = s.k;
+  block.n = block.end = block.result_stride = s.n;
+  return one;
 }
 
-Status PackInto(OpKernelContext* ctx, const ProductKernels& kernels,
-                const ProductPlan& plan, const Operands& o, int64_t first, int64_t k,
-                int64_t n, Tensor* packed) {
-  const int64_t size = std::max<int64_t>(kernels.packed_size(plan, k, n), 1);
-  if (packed->NumElements() != size) {
-    TF_RETURN_IF_ERROR(ctx->allocate_temp(tensorflow::DT_INT8, {size}, packed));
+// With counts of what happened inside.
+Status Counted(OpKernelContext* ctx, const ProductPlan& plan, const Multiplication& one,
+               Counters* counters, bool* good) {
+  const ProductBlock& whole = one.block;
+  const int64_t k = whole.k, n = whole.n;
+  Tensor packed;
+  const int64_t size = std::max<int64_t>(kProductPlain.packed_size(plan, k, n), 1);
+  TF_RETURN_IF_ERROR(ctx->allocate_temp(tensorflow::DT_INT8, {size}, &packed));
+  if (!kProductPlain.pack(plan, one.b, one.b_row, one.b_column, k, n, 0, n,
+                          packed.data())) {
+    *good = false;
   }
-  Parallel(ctx, n, 0.3 * k, [&](int64_t begin, int64_t end) {
-    kernels.pack(plan, o.b + first * o.b_row * o.b_size, o.b_row, o.b_column, k, n,
-                 begin, end, packed->data());
+  const int64_t a_size = plan.a.bits <= 8 ? 1 : 2;
+  ShareOut(ctx, whole.m, 2.0 * k * n, [&](int64_t row) {
+    ProductBlock block = whole;
+    block.a = static_cast<const char*>(whole.a) + row * whole.row_stride * a_size;
+    block.m = 1;
+    block.packed = packed.data();
+    block.accumulators += row * block.result_stride * plan.bins;
+    block.product += row * block.result_stride;
+    block.row_scale += row * block.row_scale_stride;
+    int64_t saturated, truncated;
+    RowsWithCounts(plan, block, &saturated, &truncated);
+    counters->saturated += saturated;
+    counters->truncated += truncated;
   });
   return absl::OkStatus();
-}
-
-// Rows at a time, so that their accumulators stay in the cache.
-int64_t RowsAtOnce(const ProductPlan& plan, int64_t n) {
-  constexpr int64_t kAccumulators = 32768;
-  return std::max<int64_t>(1, kAccumulators / std::max<int64_t>(1, n * plan.bins));
 }
 
 }  // namespace
 
 Status Product::Whole(OpKernelContext* ctx, const Tensor& a, const Tensor& b,
-                      float* product, int32_t* kept, Counters* counters) const {
-  const tensorflow::MatMulBCast bcast(shape.a.dim_sizes(), shape.b.dim_sizes());
-  const ProductKernels& kernels = counters ? kProductPlain : Products(plan);
-  const int64_t m = shape.m, k = shape.k, n = shape.n;
+                      float* product, int32_t* kept, Counters* counters,
+                      bool* good) const {
   if (shape.output.num_elements() == 0) return absl::OkStatus();
-  Tensor packed;
-  int64_t packed_batch = -1;
-  for (int64_t batch = 0; batch < shape.batches(); ++batch) {
-    const Operands o = OperandsOf(shape, bcast, a, b, batch);
-    if (o.b_batch != packed_batch) {
-      TF_RETURN_IF_ERROR(PackInto(ctx, kernels, plan, o, 0, k, n, &packed));
-      packed_batch = o.b_batch;
-    }
-    Parallel(ctx, m, 0.05 * k * n, [&](int64_t first, int64_t last) {
-      std::vector<char> copy;
-      std::vector<int32_t> own;
-      const int64_t at_once = RowsAtOnce(plan, n);
-      if (kept == nullptr) own.resize(at_once * n * plan.bins);
-      for (int64_t begin = first; begin < last; begin += at_once) {
-        const int64_t end = std::min(last, begin + at_once);
-        int64_t stride;
-        const void* rows = ContiguousRows(o, begin, end, 0, k, &copy, &stride);
-        int32_t* acc = kept ? kept + (batch * m + begin) * n * plan.bins : own.data();
-        if (counters) {
-          int64_t saturated, truncated;
-          RowsWithCounts(plan, rows, stride, end - begin, k, n, packed.data(), acc,
-                         &saturated, &truncated);
-          counters->saturated += saturated;
-          counters->truncated += truncated;
-        } else {
-          kernels.rows(plan, rows, stride, end - begin, k, n, packed.data(), acc);
-        }
-        for (int64_t i = begin; i < end; ++i) {
-          for (int64_t j = 0; j < n; ++j, acc += plan.bins) {
-            const double scale =
-                ScaleProduct(a_scale.At(batch, i, 0), b_scale.At(batch, 0, j));
-            product[(batch * m + i) * n + j] =
-                ValueOf(plan.Total(acc), plan.value_exponent(), scale);
-          }
-        }
-      }
-    });
+  const tensorflow::MatMulBCast bcast(shape.a.dim_sizes(), shape.b.dim_sizes());
+  const bool broadcast = bcast.IsBroadcastingRequired();
+  MatmulShape s = shape;
+  int64_t batches = shape.batches();
+  // One b for all: the rows of all batches are those of one matrix.
+  const bool one_b = b.NumElements() == s.k * s.n && !s.transpose_a &&
+                     a.NumElements() == batches * s.m * s.k;
+  const bool one_scale = !a_scale.changes_along_lead() &&
+                         !b_scale.changes_along_lead() &&
+                         (batches == 1 || a_scale.row_stride() == 0);
+  const bool joined = one_b && one_scale;
+  if (joined) {
+    s.m *= batches;
+    batches = 1;
   }
+  const auto at = [&](int64_t batch) {
+    Multiplication one =
+        MatrixOf(s, a, b, broadcast && !joined ? bcast.x_batch_indices()[batch] : batch,
+                 broadcast && !joined ? bcast.y_batch_indices()[batch] : batch);
+    ProductBlock& block = one.block;
+    block.accumulators = kept ? kept + batch * s.m * s.n * plan.bins : nullptr;
+    block.product = product + batch * s.m * s.n;
+    block.row_scale = a_scale.At(batch, 0, 0);
+    block.row_scale_stride = a_scale.row_stride();
+    block.column_scale = b_scale.At(batch, 0, 0);
+    block.column_scale_stride = b_scale.column_stride();
+    return one;
+  };
+  if (counters) {
+    for (int64_t i = 0; i < batches; ++i) {
+      TF_RETURN_IF_ERROR(Counted(ctx, plan, at(i), counters, good));
+    }
+    return absl::OkStatus();
+  }
+  Runner runner(ctx, plan, Products(plan, s.m, s.k), s.m, s.k, s.n);
+  TF_RETURN_IF_ERROR(runner.Run(batches, at));
+  *good = runner.good();
   return absl::OkStatus();
 }
 
 Status Product::PerVector(OpKernelContext* ctx, const Tensor& a, const Tensor& b,
-                          float* product) const {
-  const tensorflow::MatMulBCast bcast(shape.a.dim_sizes(), shape.b.dim_sizes());
-  const ProductKernels& kernels = Products(plan);
-  const int64_t m = shape.m, k = shape.k, n = shape.n;
+                          float* product, bool* good) const {
   std::fill(product, product + shape.output.num_elements(), 0.0f);
   if (shape.output.num_elements() == 0) return absl::OkStatus();
-  Tensor packed;
-  for (int64_t batch = 0; batch < shape.batches(); ++batch) {
-    const Operands o = OperandsOf(shape, bcast, a, b, batch);
-    for (int64_t v = 0; v < shape.vectors; ++v) {
-      const int64_t at = v * plan.datapath.vector_size;
-      const int64_t terms = std::min(k - at, plan.datapath.vector_size);
-      TF_RETURN_IF_ERROR(PackInto(ctx, kernels, plan, o, at, terms, n, &packed));
-      Parallel(ctx, m, 0.5 * terms * n, [&](int64_t first, int64_t last) {
-        std::vector<char> copy;
-        const int64_t at_once = RowsAtOnce(plan, n);
-        std::vector<int32_t> own(at_once * n * plan.bins);
-        for (int64_t begin = first; begin < last; begin += at_once) {
-          const int64_t end = std::min(last, begin + at_once);
-          int64_t stride;
-          const void* rows = ContiguousRows(o, begin, end, at, terms, &copy, &stride);
-          kernels.rows(plan, rows, stride, end - begin, terms, n, packed.data(),
-                       own.data());
-          const int32_t* acc = own.data();
-          for (int64_t i = begin; i < end; ++i) {
-            float* row = product + (batch * m + i) * n;
-            for (int64_t j = 0; j < n; ++j, acc += plan.bins) {
-              const double scale = ScaleProduct(
-                  a_scale.At(batch, i, a_scale.changes_along_columns() ? v : 0),
-                  b_scale.At(batch, b_scale.changes_along_rows() ? v : 0, j));
-              row[j] += ValueOf(plan.Total(acc), plan.value_exponent(), scale);
-            }
-          }
-        }
-      });
-    }
+  const tensorflow::MatMulBCast bcast(shape.a.dim_sizes(), shape.b.dim_sizes());
+  const bool broadcast = bcast.IsBroadcastingRequired();
+  const int64_t size = plan.datapath.vector_size;
+  const int64_t a_size = tensorflow::DataTypeSize(a.dtype());
+  const int64_t b_size = tensorflow::DataTypeSize(b.dtype());
+  for (int64_t v = 0; v < shape.vectors; ++v) {
+    const int64_t first = v * size, terms = std::min(shape.k - first, size);
+    const auto at = [&](int64_t batch) {
+      Multiplication one =
+          MatrixOf(shape, a, b, broadcast ? bcast.x_batch_indices()[batch] : batch,
+                   broadcast ? bcast.y_batch_indices()[batch] : batch);
+      ProductBlock& block = one.block;
+      one.b += first * one.b_row * b_size;
+      block.a =
+          static_cast<const char*>(block.a) + first * block.column_stride * a_size;
+      block.k = terms;
+      block.product = product + batch * shape.m * shape.n;
+      block.add = true;
+      block.row_scale = a_scale.At(batch, 0, a_scale.column_stride() ? v : 0);
+      block.row_scale_stride = a_scale.row_stride();
+      block.column_scale = b_scale.At(batch, b_scale.row_stride() ? v : 0, 0);
+      block.column_scale_stride = b_scale.column_stride();
+      return one;
+    };
+    Runner runner(ctx, plan, Products(plan, shape.m, terms), shape.m, terms, shape.n);
+    TF_RETURN_IF_ERROR(runner.Run(shape.batches(), at));
+    *good = *good && runner.good();
   }
   return absl::OkStatus();
 }

@@ -5,6 +5,7 @@
 #define TF_LNS_KERNELS_PRODUCT_OP_HELPERS_H_
 
 #include <atomic>
+#include <functional>
 #include <vector>
 
 #include "core/product.h"
@@ -14,6 +15,15 @@ namespace lns {
 
 // The attributes of a datapath and of the operands' formats, checked.
 Status GetProductPlan(OpKernelConstruction* ctx, ProductPlan* plan);
+
+// InvalidArgument unless all codes lie in the format.
+Status CheckCodes(OpKernelContext* ctx, const Format& format, const Tensor& codes,
+                  const char* name);
+
+// Runs work(i) for all i < n on TensorFlow's threads; one after the other where the
+// whole is not worth waking a thread.
+void ShareOut(OpKernelContext* ctx, int64_t n, double nanoseconds_each,
+              const std::function<void(int64_t)>& work);
 
 // Shapes of a product of (batches of) matrices.
 struct MatmulShape {
@@ -39,11 +49,12 @@ class ScaleGrid {
               int64_t rows, int64_t columns);
 
   // The scale at a flat index of `lead`, a row and a column.
-  float At(int64_t batch, int64_t row, int64_t column) const {
-    return values_[Offset(batch) + row * row_stride_ + column * column_stride_];
+  const float* At(int64_t batch, int64_t row, int64_t column) const {
+    return values_ + Offset(batch) + row * row_stride_ + column * column_stride_;
   }
-  bool changes_along_rows() const { return row_stride_ != 0; }
-  bool changes_along_columns() const { return column_stride_ != 0; }
+  int64_t row_stride() const { return row_stride_; }  // 0 where all are the same
+  int64_t column_stride() const { return column_stride_; }
+  bool changes_along_lead() const;
 
  private:
   int64_t Offset(int64_t batch) const;
@@ -63,13 +74,13 @@ struct Product {
   const ScaleGrid &a_scale, &b_scale;
 
   // Scales that do not change along K. `kept` (accumulators) and `counters` may be
-  // null.
+  // null. False where b holds codes outside of its format; the result is nonsense then.
   Status Whole(OpKernelContext* ctx, const Tensor& a, const Tensor& b, float* product,
-               int32_t* kept, Counters* counters) const;
+               int32_t* kept, Counters* counters, bool* good) const;
 
   // A scale per vector: an accumulator for each, results added in float32.
   Status PerVector(OpKernelContext* ctx, const Tensor& a, const Tensor& b,
-                   float* product) const;
+                   float* product, bool* good) const;
 };
 
 }  // namespace lns

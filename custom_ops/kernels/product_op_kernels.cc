@@ -12,22 +12,6 @@ namespace {
 
 using tensorflow::DEVICE_CPU;
 
-// InvalidArgument unless all codes lie in the format.
-Status CheckCodes(OpKernelContext* ctx, const Format& format, const Tensor& codes,
-                  const char* name) {
-  const char* data = static_cast<const char*>(codes.data());
-  const int64_t size = tensorflow::DataTypeSize(codes.dtype());
-  FirstPosition first;
-  Parallel(ctx, codes.NumElements(), 0.03, [&](int64_t begin, int64_t end) {
-    const int64_t at = FirstOutside(format, data + begin * size, end - begin);
-    if (at >= 0) first.Report(begin + at);
-  });
-  if (first.get() < 0) return absl::OkStatus();
-  return InvalidArgument(name, " must hold codes in -", format.max_code(), "..",
-                         format.max_code(), "; the first outside is at flat index ",
-                         first.get());
-}
-
 class MatmulOp : public OpKernel {
  public:
   MatmulOp(OpKernelConstruction* ctx, bool with_details)
@@ -50,9 +34,7 @@ class MatmulOp : public OpKernel {
     OP_REQUIRES_OK(ctx, b_scale.Init(ctx->input(3), "b_scale", shape.lead,
                                      shape.vectors, shape.n));
     OP_REQUIRES_OK(ctx, CheckCodes(ctx, plan_.a, a, "a"));
-    OP_REQUIRES_OK(ctx, CheckCodes(ctx, plan_.b, b, "b"));
-    const bool per_vector =
-        a_scale.changes_along_columns() || b_scale.changes_along_rows();
+    const bool per_vector = a_scale.column_stride() != 0 || b_scale.row_stride() != 0;
     OP_REQUIRES(ctx, !(with_details_ && per_vector),
                 InvalidArgument("scales must not change along K where accumulators are "
                                 "asked for"));
@@ -66,12 +48,15 @@ class MatmulOp : public OpKernel {
     }
     int32_t* kept = with_details_ ? accumulators->flat<int32_t>().data() : nullptr;
     const Product run{plan_, shape, a_scale, b_scale};
+    float* values = product->flat<float>().data();
+    bool good = shape.output.num_elements() > 0;  // else nothing looked at b
     if (per_vector) {
-      OP_REQUIRES_OK(ctx, run.PerVector(ctx, a, b, product->flat<float>().data()));
+      OP_REQUIRES_OK(ctx, run.PerVector(ctx, a, b, values, &good));
     } else {
-      OP_REQUIRES_OK(ctx, run.Whole(ctx, a, b, product->flat<float>().data(), kept,
-                                    with_details_ ? &counters : nullptr));
+      OP_REQUIRES_OK(ctx, run.Whole(ctx, a, b, values, kept,
+                                    with_details_ ? &counters : nullptr, &good));
     }
+    if (!good) OP_REQUIRES_OK(ctx, CheckCodes(ctx, plan_.b, b, "b"));
     if (!with_details_) return;
     Tensor *saturated, *truncated;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(2, {}, &saturated));

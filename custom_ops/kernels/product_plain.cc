@@ -74,31 +74,37 @@ int64_t FirstOutsideOf(const Format& format, const T* codes, int64_t n) {
   return -1;
 }
 
+bool CanAlways(const ProductPlan&, int64_t) { return true; }
+
 int64_t PackedSize(const ProductPlan& plan, int64_t k, int64_t n) {
   return k * n * (plan.b.bits <= 8 ? 1 : 2);
 }
 
 // Column after column.
 template <typename T>
-void PackOf(const T* b, int64_t row_stride, int64_t column_stride, int64_t k,
-            int64_t begin, int64_t end, T* packed) {
+bool PackOf(const ProductPlan& plan, const T* b, int64_t row_stride,
+            int64_t column_stride, int64_t k, int64_t begin, int64_t end, T* packed) {
+  const int largest = plan.b.max_code();
+  bool good = true;
   for (int64_t j = begin; j < end; ++j) {
     for (int64_t i = 0; i < k; ++i) {
-      packed[j * k + i] = b[i * row_stride + j * column_stride];
+      const T code = b[i * row_stride + j * column_stride];
+      good &= code <= largest && code >= -largest;
+      packed[j * k + i] = code;
     }
   }
+  return good;
 }
 
-void Pack(const ProductPlan& plan, const void* b, int64_t row_stride,
-          int64_t column_stride, int64_t k, int64_t n, int64_t begin, int64_t end,
+bool Pack(const ProductPlan& plan, const void* b, int64_t row_stride,
+          int64_t column_stride, int64_t k, int64_t, int64_t begin, int64_t end,
           void* packed) {
   if (plan.b.bits <= 8) {
-    PackOf(static_cast<const int8_t*>(b), row_stride, column_stride, k, begin, end,
-           static_cast<int8_t*>(packed));
-  } else {
-    PackOf(static_cast<const int16_t*>(b), row_stride, column_stride, k, begin, end,
-           static_cast<int16_t*>(packed));
+    return PackOf(plan, static_cast<const int8_t*>(b), row_stride, column_stride, k,
+                  begin, end, static_cast<int8_t*>(packed));
   }
+  return PackOf(plan, static_cast<const int16_t*>(b), row_stride, column_stride, k,
+                begin, end, static_cast<int16_t*>(packed));
 }
 
 struct Counts {
@@ -107,18 +113,21 @@ struct Counts {
 
 // The accumulators of one output, counted where `counts` is given.
 template <typename A, typename B>
-void Dot(const ProductPlan& plan, const A* a, const B* b, int64_t k, int64_t* sums,
-         uint8_t* marks, int32_t* accumulators, Counts* counts) {
+void Dot(const ProductPlan& plan, const A* a, int64_t a_stride, const B* b, int64_t k,
+         int64_t* sums, uint8_t* marks, int32_t* accumulators, Counts* counts) {
   std::fill(accumulators, accumulators + plan.bins, 0);
   std::fill(marks, marks + plan.bins, 0);
+  const int largest_p = static_cast<int>(plan.term.size()) - 1;
   for (int64_t begin = 0; begin < k; begin += plan.datapath.vector_size) {
     const int64_t end = std::min(k, begin + plan.datapath.vector_size);
     std::fill(sums, sums + plan.bins, 0);
     for (int64_t i = begin; i < end; ++i) {
-      if (a[i] == 0 || b[i] == 0) continue;
-      const int p = std::abs(int{a[i]}) + std::abs(int{b[i]}) - 2;
+      const int x = a[i * a_stride], y = b[i];
+      if (x == 0 || y == 0) continue;
+      // At most largest_p, but for codes outside of their format.
+      const int p = std::min(std::abs(x) + std::abs(y) - 2, largest_p);
       const int64_t term = plan.term[p];
-      sums[plan.bin[p]] += (a[i] ^ b[i]) < 0 ? -term : term;
+      sums[plan.bin[p]] += (x ^ y) < 0 ? -term : term;
       if (plan.lost[p]) marks[plan.bin[p]] |= 1;
     }
     for (int h = 0; h < plan.bins; ++h) {
@@ -136,39 +145,57 @@ void Dot(const ProductPlan& plan, const A* a, const B* b, int64_t k, int64_t* su
 }
 
 template <typename A, typename B>
-void RowsOf(const ProductPlan& plan, const A* a, int64_t row_stride, int64_t m,
-            int64_t k, int64_t n, const B* packed, int32_t* accumulators,
-            Counts* counts) {
+void RowsOf(const ProductPlan& plan, const ProductBlock& block, Counts* counts) {
+  const A* a = static_cast<const A*>(block.a);
+  const B* packed = static_cast<const B*>(block.packed);
   std::vector<int64_t> sums(plan.bins);
   std::vector<uint8_t> marks(plan.bins);
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) {
-      Dot(plan, a + i * row_stride, packed + j * k, k, sums.data(), marks.data(),
-          accumulators + (i * n + j) * plan.bins, counts);
+  const int64_t columns = block.end - block.begin;
+  std::vector<int32_t> own(block.accumulators ? 0 : columns * plan.bins);
+  for (int64_t i = 0; i < block.m; ++i) {
+    int32_t* row = own.data();
+    if (block.accumulators) {
+      row = block.accumulators + (i * block.result_stride + block.begin) * plan.bins;
     }
+    for (int64_t j = block.begin; j < block.end; ++j) {
+      Dot(plan, a + i * block.row_stride, block.column_stride, packed + j * block.k,
+          block.k, sums.data(), marks.data(), row + (j - block.begin) * plan.bins,
+          counts);
+    }
+    if (block.product == nullptr) continue;
+    FinishPlain(plan, row, columns, block.row_scale[i * block.row_scale_stride],
+                block.column_scale + block.begin * block.column_scale_stride,
+                block.column_scale_stride, block.add,
+                block.product + i * block.result_stride + block.begin);
   }
 }
 
-void RowsAndCounts(const ProductPlan& plan, const void* a, int64_t row_stride,
-                   int64_t m, int64_t k, int64_t n, const void* packed,
-                   int32_t* accumulators, Counts* counts) {
-  const auto with = [&](auto a_code, auto b_code) {
-    RowsOf(plan, static_cast<const decltype(a_code)*>(a), row_stride, m, k, n,
-           static_cast<const decltype(b_code)*>(packed), accumulators, counts);
-  };
+void RowsAndCounts(const ProductPlan& plan, const ProductBlock& block, Counts* counts) {
   if (plan.a.bits <= 8) {
-    plan.b.bits <= 8 ? with(int8_t{}, int8_t{}) : with(int8_t{}, int16_t{});
+    plan.b.bits <= 8 ? RowsOf<int8_t, int8_t>(plan, block, counts)
+                     : RowsOf<int8_t, int16_t>(plan, block, counts);
   } else {
-    plan.b.bits <= 8 ? with(int16_t{}, int8_t{}) : with(int16_t{}, int16_t{});
+    plan.b.bits <= 8 ? RowsOf<int16_t, int8_t>(plan, block, counts)
+                     : RowsOf<int16_t, int16_t>(plan, block, counts);
   }
 }
 
-void Rows(const ProductPlan& plan, const void* a, int64_t row_stride, int64_t m,
-          int64_t k, int64_t n, const void* packed, int32_t* accumulators) {
-  RowsAndCounts(plan, a, row_stride, m, k, n, packed, accumulators, nullptr);
+void Rows(const ProductPlan& plan, const ProductBlock& block) {
+  RowsAndCounts(plan, block, nullptr);
 }
 
 }  // namespace
+
+void FinishPlain(const ProductPlan& plan, const int32_t* accumulators, int64_t count,
+                 float row_scale, const float* column_scale,
+                 int64_t column_scale_stride, bool add, float* product) {
+  for (int64_t j = 0; j < count; ++j) {
+    const double scale = ScaleProduct(row_scale, column_scale[j * column_scale_stride]);
+    const float value =
+        ValueOf(plan.Total(accumulators + j * plan.bins), plan.value_exponent(), scale);
+    product[j] = add ? product[j] + value : value;
+  }
+}
 
 int64_t FirstOutside(const Format& format, const void* codes, int64_t n) {
   if (format.bits <= 8) {
@@ -177,15 +204,14 @@ int64_t FirstOutside(const Format& format, const void* codes, int64_t n) {
   return FirstOutsideOf(format, static_cast<const int16_t*>(codes), n);
 }
 
-void RowsWithCounts(const ProductPlan& plan, const void* a, int64_t row_stride,
-                    int64_t m, int64_t k, int64_t n, const void* packed,
-                    int32_t* accumulators, int64_t* saturated, int64_t* truncated) {
+void RowsWithCounts(const ProductPlan& plan, const ProductBlock& block,
+                    int64_t* saturated, int64_t* truncated) {
   Counts counts;
-  RowsAndCounts(plan, a, row_stride, m, k, n, packed, accumulators, &counts);
+  RowsAndCounts(plan, block, &counts);
   *saturated = counts.saturated;
   *truncated = counts.truncated;
 }
 
-const ProductKernels kProductPlain = {PackedSize, Pack, Rows};
+const ProductKernels kProductPlain = {"plain", CanAlways, PackedSize, Pack, Rows};
 
 }  // namespace lns

@@ -1,19 +1,10 @@
 // Signatures of products of codes on a datapath.
 
-#include "core/product.h"
-#include "ops/shapes.h"
+#include "ops/product_attributes.h"
 #include "tensorflow/core/framework/op.h"
 
 namespace lns {
 namespace {
-
-#define LNS_DATAPATH_ATTRS           \
-  Attr("lut_bits: int")              \
-      .Attr("accumulator_bits: int") \
-      .Attr("headroom_bits: int")    \
-      .Attr("fraction_bits: int")    \
-      .Attr("vector_size: int")      \
-      .Attr("conversion: {'table', 'bins'}")
 
 #define LNS_MATMUL_ATTRS                 \
   Attr("Ta: {int8, int16}")              \
@@ -25,35 +16,9 @@ namespace {
       .Attr("transpose_b: bool = false") \
       .LNS_DATAPATH_ATTRS
 
-Status GetDatapath(InferenceContext* c, Datapath* datapath) {
-  std::string conversion;
-  TF_RETURN_IF_ERROR(c->GetAttr("lut_bits", &datapath->lut_bits));
-  TF_RETURN_IF_ERROR(c->GetAttr("accumulator_bits", &datapath->accumulator_bits));
-  TF_RETURN_IF_ERROR(c->GetAttr("headroom_bits", &datapath->headroom_bits));
-  TF_RETURN_IF_ERROR(c->GetAttr("fraction_bits", &datapath->fraction_bits));
-  TF_RETURN_IF_ERROR(c->GetAttr("vector_size", &datapath->vector_size));
-  TF_RETURN_IF_ERROR(c->GetAttr("conversion", &conversion));
-  datapath->bins = conversion == "bins";
-  int base_factor;
-  TF_RETURN_IF_ERROR(c->GetAttr("base_factor", &base_factor));
-  const std::string error = datapath->Error(base_factor);
-  return error.empty() ? absl::OkStatus() : InvalidArgument(error);
-}
-
-Status CheckFormats(InferenceContext* c) {
-  for (const char* bits : {"a_bits", "b_bits"}) {
-    Format format;
-    TF_RETURN_IF_ERROR(c->GetAttr(bits, &format.bits));
-    TF_RETURN_IF_ERROR(c->GetAttr("base_factor", &format.base_factor));
-    const std::string error = format.Error();
-    if (!error.empty()) return InvalidArgument(bits, ": ", error);
-  }
-  return absl::OkStatus();
-}
-
 // The shape of a product of matrices.
 Status MatmulShape(InferenceContext* c, ShapeHandle* result) {
-  TF_RETURN_IF_ERROR(CheckFormats(c));
+  TF_RETURN_IF_ERROR(CheckProductFormats(c));
   ShapeHandle a, b, a_lead, b_lead, lead;
   TF_RETURN_IF_ERROR(c->WithRankAtLeast(c->input(0), 2, &a));
   TF_RETURN_IF_ERROR(c->WithRankAtLeast(c->input(1), 2, &b));

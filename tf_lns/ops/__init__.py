@@ -10,11 +10,16 @@ from tf_lns.ops.codec import (
     requantize_scale,
     scale_of,
 )
+from tf_lns.ops.conv import lns_conv, lns_conv2d, lns_depthwise_conv, lns_depthwise_conv2d
 from tf_lns.ops.product import lns_matmul
 
 __all__ = [
     "decode",
     "encode",
+    "lns_conv",
+    "lns_conv2d",
+    "lns_depthwise_conv",
+    "lns_depthwise_conv2d",
     "lns_matmul",
     "quantize",
     "quantize_gradient",

@@ -88,7 +88,12 @@ def product_attributes(
     }
 
 
-def _refuse(op: Any, *gradients: Any) -> None:
+def refuse_gradient(op: Any, *gradients: Any) -> None:
+    """The gradient of an op of codes.
+
+    Raises:
+        LookupError: Always.
+    """
     raise LookupError(
         f"{op.type} takes codes, which are integers and have no gradient. Layers with "
         "`LNSConfig(datapath=...)` train through a datapath."
@@ -96,4 +101,4 @@ def _refuse(op: Any, *gradients: Any) -> None:
 
 
 for _name in ("LnsMatmul", "LnsMatmulDetails"):
-    tf.RegisterGradient(_name)(_refuse)
+    tf.RegisterGradient(_name)(refuse_gradient)

@@ -29,6 +29,12 @@ from tf_lns.reference.codec import (
     weight_scale,
     weight_scale_from,
 )
+from tf_lns.reference.conv import (
+    check_conv_shapes,
+    conv_patches,
+    lns_conv,
+    lns_depthwise_conv,
+)
 from tf_lns.reference.madam import (
     COMPACT_FRACTION_BITS,
     COMPACT_LARGEST,
@@ -52,6 +58,7 @@ from tf_lns.reference.madam import (
     step_in_codes,
 )
 from tf_lns.reference.product import LNSProduct, lns_matmul, term_table, value_of
+from tf_lns.reference.window import Window
 
 __all__ = [
     "COMPACT_FRACTION_BITS",
@@ -66,19 +73,24 @@ __all__ = [
     "TINY",
     "CompactMoment",
     "LNSProduct",
+    "Window",
     "abs_max",
     "additive_step",
     "apply_step",
     "bias_correction",
+    "check_conv_shapes",
     "checked_codes",
     "compact_draws",
     "compact_first",
     "compact_growth",
+    "conv_patches",
     "decode",
     "decode_table",
     "encode",
     "expand_scale",
     "finite_gradient",
+    "lns_conv",
+    "lns_depthwise_conv",
     "lns_matmul",
     "log2_fixed",
     "log2_segments",
