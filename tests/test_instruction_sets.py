@@ -25,6 +25,7 @@ NEEDS = {
     "avx2": {"avx2", "fma", "bmi2"},
     "avx512": {"avx2", "fma", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
 }
+NEEDS["avx512vbmi"] = NEEDS["avx512"] | {"avx512vbmi", "avx512_vnni"}
 FORMATS = ["lns8:8", "lns5:1", "lns8:16", "lns11:64", "lns16:2048"]
 SHAPES = [((300, 700), None), ((300, 700), 1), ((9000, 10), 1), ((7, 31, 300), 1)]
 

@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tf_lns
 from tf_lns import Datapath, LNSFormat, ops, reference
@@ -134,6 +136,56 @@ def test_results_beyond_float32(matmul, format, scale):
     assert not np.isnan(expected).any()
     assert not expected[0].any()
     equal_bits(matmul(a, b, format, **options), expected)
+
+
+@pytest.mark.parametrize("datapath", DATAPATHS, ids=str)
+def test_all_pairs_of_codes(datapath):
+    every = np.arange(-127, 128, dtype=np.int8)
+    a, b = every[:, None], every[None, :]
+    expected = reference.lns_matmul(a, b, "lns8:8", datapath=datapath)
+    equal_bits(ops.lns_matmul(a, b, "lns8:8", datapath=datapath), expected)
+    # Each with each in a sum of 255 terms, too.
+    turned = np.stack([np.roll(every, i) for i in range(255)])
+    expected = reference.lns_matmul(every[None], turned, "lns8:8", datapath=datapath)
+    equal_bits(ops.lns_matmul(every[None], turned, "lns8:8", datapath=datapath), expected)
+
+
+def any_datapath():
+    return st.builds(
+        Datapath,
+        lut_bits=st.none() | st.integers(0, 3),
+        accumulator_bits=st.integers(8, 32),
+        headroom_bits=st.integers(0, 8),
+        fraction_bits=st.integers(0, 16),
+        vector_size=st.sampled_from([1, 2, 3, 4, 7, 16, 33, 64]),
+        conversion=st.sampled_from(["table", "bins"]),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_datapath(), st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(0, 40))
+def test_laws(datapath, seed, rows, k):
+    rng = np.random.default_rng(seed)
+    a, b = codes(rng, (rows, k), "lns8:8"), codes(rng, (k, 18), "lns8:8")
+
+    def multiply(a, b, **options):
+        return np.asarray(ops.lns_matmul(a, b, "lns8:8", datapath=datapath, **options))
+
+    product = multiply(a, b)
+    # Truncation is towards zero and the clamp symmetric, so signs come out of a sum;
+    # 0 + x keeps -0 out of it.
+    equal_bits(0 + multiply(-a, b), 0 - product)
+    # Both operands take the same way through the datapath.
+    equal_bits(multiply(b.T, a.T).T, product)
+    # A code of 0 adds nothing, wherever a vector ends.
+    equal_bits(multiply(np.pad(a, ((0, 0), (0, 9))), np.pad(b, ((0, 9), (0, 0)))), product)
+    # The order within a vector is of no account.
+    within = np.arange(k)
+    for begin in range(0, k, datapath.vector_size):
+        rng.shuffle(within[begin : begin + datapath.vector_size])
+    equal_bits(multiply(a[:, within], b[within]), product)
+    # A power of two comes out of a scale.
+    equal_bits(multiply(a, b, a_scale=2.0**5, b_scale=2.0**-9), product * np.float32(2.0**-4))
 
 
 def test_empty(matmul):

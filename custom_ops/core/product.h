@@ -15,6 +15,8 @@
 #include <vector>
 
 #include "core/format.h"
+#include "core/product_floats.h"
+#include "core/product_planes.h"
 
 namespace lns {
 
@@ -44,6 +46,15 @@ struct ProductPlan {
   std::vector<int64_t> term;
   std::vector<uint16_t> bin;
   std::vector<uint8_t> lost;
+  int64_t max_term = 0;
+
+  // A term is n[r] shifted left by q + shift, bits lost: towards zero.
+  std::vector<int64_t> n;
+  int shift = 0;
+
+  BytePlanes planes;
+  FloatTerms floats;
+  ScaledTerms scaled;
 
   ProductPlan() = default;
   ProductPlan(const Format& a, const Format& b, const Datapath& datapath);
@@ -51,6 +62,11 @@ struct ProductPlan {
   // Exponent that a sum of accumulators, or the one accumulator, is shifted by.
   LNS_INLINE int value_exponent() const {
     return datapath.bins ? lsb - datapath.fraction_bits : lsb;
+  }
+
+  // A bound of |sum| of a vector in a product of k terms.
+  LNS_INLINE int64_t max_sum(int64_t k) const {
+    return max_term * std::max<int64_t>(1, std::min(k, datapath.vector_size));
   }
 
   // What the accumulators of one output stand for, before the scales.

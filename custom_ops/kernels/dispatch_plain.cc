@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 namespace lns {
 namespace {
@@ -101,7 +102,32 @@ const MadamKernels& MadamOf(InstructionSet set) {
 
 const MadamKernels& Madam() { return MadamOf(SelectedInstructionSet()); }
 
-const ProductKernels& ProductsOf(InstructionSet, const ProductPlan&, int64_t, int64_t) {
+const ProductKernels& ProductsOf(InstructionSet set, const ProductPlan& plan, int64_t m,
+                                 int64_t k) {
+#if defined(__x86_64__)
+  // Rows from which on it pays to prepare terms for them.
+  constexpr int64_t kManyRows = 16;
+  const ProductKernels* best_first[] = {nullptr, nullptr, nullptr};
+  switch (set) {
+    case InstructionSet::kAvx512Vbmi:
+      best_first[0] = &kProductPlanesAvx512Vbmi;
+      [[fallthrough]];
+    case InstructionSet::kAvx512:
+      best_first[1] = &kProductScaledAvx512;
+      best_first[2] = &kProductFloatsAvx512;
+      break;
+    case InstructionSet::kAvx2:
+      best_first[1] = &kProductScaledAvx2;
+      best_first[2] = &kProductFloatsAvx2;
+      break;
+    default:
+      break;
+  }
+  if (m < kManyRows) std::swap(best_first[1], best_first[2]);
+  for (const ProductKernels* kernels : best_first) {
+    if (kernels != nullptr && kernels->can(plan, k)) return *kernels;
+  }
+#endif
   return kProductPlain;
 }
 
@@ -116,6 +142,18 @@ DepthwiseKernel Depthwises() {
   return DepthwisePlain;
 }
 
-std::vector<const ProductKernels*> AllProducts() { return {}; }
+std::vector<const ProductKernels*> AllProducts() {
+  std::vector<const ProductKernels*> all;
+#if defined(__x86_64__)
+  if (Supported(InstructionSet::kAvx512Vbmi)) all.push_back(&kProductPlanesAvx512Vbmi);
+  if (Supported(InstructionSet::kAvx512)) {
+    all.insert(all.end(), {&kProductFloatsAvx512, &kProductScaledAvx512});
+  }
+  if (Supported(InstructionSet::kAvx2)) {
+    all.insert(all.end(), {&kProductFloatsAvx2, &kProductScaledAvx2});
+  }
+#endif
+  return all;
+}
 
 }  // namespace lns

@@ -64,6 +64,16 @@ struct ProductKernels {
 // Term by term; for any plan and any CPU.
 extern const ProductKernels kProductPlain;
 
+#if defined(__x86_64__)
+// Codes of up to 8 bits, terms as tables of bytes.
+extern const ProductKernels kProductPlanesAvx512Vbmi;
+// Any width, a term in a few instructions of float arithmetic.
+extern const ProductKernels kProductFloatsAvx2, kProductFloatsAvx512;
+// Base factors up to 8 and 16, for many rows: fewer instructions after some
+// preparation.
+extern const ProductKernels kProductScaledAvx2, kProductScaledAvx512;
+#endif
+
 // As `rows` of the plain kernels for contiguous rows of a and all columns, and counts
 // the accumulators that were clamped and those with a term that lost bits.
 void RowsWithCounts(const ProductPlan& plan, const ProductBlock& block,

@@ -40,20 +40,23 @@ ProductPlan::ProductPlan(const Format& a, const Format& b, const Datapath& datap
     const double entry_value = std::exp2(static_cast<double>(h) / (1 << m));
     entry.push_back(std::llround(std::ldexp(entry_value, fraction)));
   }
-  for (int p = 0; p <= top; ++p) {
-    const int q = p >> g, r = p & (a.base_factor - 1);
-    const int h = r >> (g - m), rest = r & ((1 << (g - m)) - 1);
-    int64_t n = a.base_factor + rest;
-    int shift = q - lsb - g;
-    if (!datapath.bins) {
-      n *= entry[h];
-      shift -= fraction;
-    }
-    const int right = std::min(std::max(-shift, 0), 62);
-    term.push_back((n << std::max(shift, 0)) >> right);
-    bin.push_back(static_cast<uint16_t>(datapath.bins ? h : 0));
-    lost.push_back((n & ((int64_t{1} << right) - 1)) != 0);
+  shift = -lsb - g - (datapath.bins ? 0 : fraction);
+  for (int r = 0; r < a.base_factor; ++r) {
+    const int rest = r & ((1 << (g - m)) - 1);
+    n.push_back((datapath.bins ? 1 : entry[r >> (g - m)]) * (a.base_factor + rest));
   }
+  for (int p = 0; p <= top; ++p) {
+    const int r = p & (a.base_factor - 1);
+    const int left = std::max((p >> g) + shift, 0);
+    const int right = std::min(std::max(-(p >> g) - shift, 0), 62);
+    term.push_back((n[r] << left) >> right);
+    bin.push_back(static_cast<uint16_t>(datapath.bins ? r >> (g - m) : 0));
+    lost.push_back((n[r] & ((int64_t{1} << right) - 1)) != 0);
+    max_term = std::max(max_term, term.back());
+  }
+  planes = BytePlanes(*this);
+  floats = FloatTerms(*this);
+  scaled = ScaledTerms(*this);
 }
 
 namespace {
