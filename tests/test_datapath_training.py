@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +17,7 @@ from tf_lns import Datapath, LNSConfig, layers, reference
 from tf_lns.layers.contraction import Einsum, labels_of
 from tf_lns.layers.tree import all_layers
 
+ROOT = Path(__file__).resolve().parent.parent
 K = keras.layers
 F32 = np.float32
 FORMAT = "lns8:8"
@@ -28,7 +32,8 @@ def data(*shape, seed=0):
 
 def equal_bits(actual, expected):
     actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.dtype == expected.dtype == F32 and actual.shape == expected.shape
+    assert actual.dtype == expected.dtype == F32
+    assert actual.shape == expected.shape
     np.testing.assert_array_equal(actual.view(np.int32), expected.view(np.int32))
 
 
@@ -95,9 +100,68 @@ DENSE = {
 }
 
 
+IMAGE = (2, 7, 8, 4)
+CONV = {
+    "causal": ("Conv1D", {"filters": 3, "padding": "causal", "dilation_rate": 2}, (2, 9, 4)),
+    "strided_1d": ("Conv1D", {"filters": 3, "strides": 2, "padding": "same"}, (2, 10, 4)),
+    "valid": ("Conv2D", {"filters": 6, "kernel_size": (3, 2)}, IMAGE),
+    "groups": (
+        "Conv2D",
+        {"filters": 6, "strides": (2, 3), "padding": "same", "groups": 2},
+        IMAGE,
+    ),
+    "unused_border": ("Conv2D", {"filters": 6, "strides": 2}, (2, 8, 8, 4)),
+    "skipped": ("Conv2D", {"filters": 6, "kernel_size": 1, "strides": 3}, IMAGE),
+    "channels_first": (
+        "Conv2D",
+        {
+            "filters": 6,
+            "padding": "same",
+            "dilation_rate": 2,
+            "data_format": "channels_first",
+        },
+        (2, 4, 7, 8),
+    ),
+    "three": ("Conv3D", {"filters": 2, "kernel_size": 2, "padding": "same"}, (2, 4, 5, 3, 2)),
+    "depthwise": (
+        "DepthwiseConv2D",
+        {"strides": 2, "padding": "same", "depth_multiplier": 2},
+        IMAGE,
+    ),
+    "depthwise_1d": ("DepthwiseConv1D", {"dilation_rate": 2}, (2, 7, 3)),
+    "transposed": (
+        "Conv2DTranspose",
+        {"filters": 5, "strides": 2, "padding": "same"},
+        (2, 4, 5, 3),
+    ),
+    "transposed_gaps": (
+        "Conv2DTranspose",
+        {"filters": 5, "kernel_size": 2, "strides": 3},
+        (2, 4, 5, 3),
+    ),
+    "transposed_more": (
+        "Conv2DTranspose",
+        {"filters": 5, "strides": 2, "padding": "same", "output_padding": 1},
+        (2, 4, 5, 3),
+    ),
+    "transposed_1d": (
+        "Conv1DTranspose",
+        {"filters": 5, "kernel_size": 4, "strides": 2},
+        (2, 5, 3),
+    ),
+    "transposed_3d": (
+        "Conv3DTranspose",
+        {"filters": 2, "kernel_size": 2, "strides": 2},
+        (2, 2, 3, 2, 2),
+    ),
+}
+
+
 def check_against_float(name, arguments, shape, mode):
     """Each product is off by the table's error of each term and by a dropped bit of each."""
     keras.utils.set_random_seed(0)
+    if "Conv" in name:
+        arguments = {"kernel_size": 3, **arguments}
     arguments = {**arguments, "bias_initializer": "uniform"}
     lns = getattr(layers, f"LNS{name}")(**arguments, lns_config=EXACT)
     plain = getattr(K, name)(**arguments)
@@ -105,7 +169,7 @@ def check_against_float(name, arguments, shape, mode):
     plain.build((None, *shape[1:]))
     (kernel,) = lns.lns_variables
     x = data(*shape)
-    dy = data(*plain(x).shape, seed=1)
+    dy = data(*plain.compute_output_shape(shape), seed=1)
     actual = run(lambda x: lns(x, training=True), x, lns.trainable_variables, dy, mode)
 
     w, w_scale = seen(kernel)
@@ -120,7 +184,8 @@ def check_against_float(name, arguments, shape, mode):
         is_kernel = [v is kernel for v in lns.trainable_variables]
         others = [v if bias else np.zeros_like(v) for v in float_weights]
         plain.set_weights([w if k else v for k, v in zip(is_kernel, others, strict=True)])
-        return run(plain, x, plain.trainable_variables, dy)
+        # Compiled: without XLA some of TensorFlow's convolutions fail on a CPU.
+        return run(plain, x, plain.trainable_variables, dy, "jit")
 
     w_q = reference.decode(w, w_scale, FORMAT)
     expected = of(x_q, w_q, dy_q, bias=True)
@@ -137,9 +202,32 @@ def check_against_float(name, arguments, shape, mode):
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
-@pytest.mark.parametrize("case", DENSE)
+@pytest.mark.parametrize("case", DENSE | CONV)
 def test_a_wide_datapath_gives_the_float_products(case, mode):
-    check_against_float(*DENSE[case], mode)
+    check_against_float(*(DENSE | CONV)[case], mode)
+
+
+def test_a_convolution_of_images_of_unknown_size():
+    """Pads that are known only when the graph runs."""
+    for padding in ("same", "valid"):
+        layer = layers.LNSConv2D(5, 3, strides=2, padding=padding, lns_config=EXACT)
+        turned = layers.LNSConv2DTranspose(5, 3, strides=2, padding=padding, lns_config=EXACT)
+        depthwise = layers.LNSDepthwiseConv2D(3, padding=padding, lns_config=EXACT)
+        x = tf.constant(data(2, 7, 8, 3))
+        for one in (layer, turned, depthwise):
+            one.build(x.shape)
+
+            def gradients(x, one=one):
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    y = one(x, training=True)
+                    loss = tf.reduce_sum(tf.sin(y))
+                return [y, *tape.gradient(loss, [x, one.kernel.value])]
+
+            spec = [tf.TensorSpec([None, None, None, 3])]
+            unknown = tf.function(gradients, input_signature=spec)
+            for a, b in zip(unknown(x), gradients(x), strict=True):
+                equal_bits(a, b)
 
 
 CHAINS = {
@@ -149,6 +237,21 @@ CHAINS = {
     "lstm_dropout": ("LSTM", {"units": 3, "dropout": 0.4, "recurrent_dropout": 0.3}, (2, 5, 4)),
     "gru": ("GRU", {"units": 3}, (2, 5, 4)),
     "gru_before": ("GRU", {"units": 3, "reset_after": False, "go_backwards": True}, (2, 5, 4)),
+    "separable": (
+        "SeparableConv2D",
+        {"filters": 5, "kernel_size": 3, "padding": "same"},
+        (2, 7, 8, 3),
+    ),
+    "convlstm": (
+        "ConvLSTM2D",
+        {"filters": 2, "kernel_size": 2, "padding": "same"},
+        (2, 3, 4, 3, 2),
+    ),
+    "convlstm_first": (
+        "ConvLSTM1D",
+        {"filters": 2, "kernel_size": 3, "strides": 2, "data_format": "channels_first"},
+        (2, 3, 3, 7),
+    ),
     "mha": ("MultiHeadAttention", {"num_heads": 2, "key_dim": 3}, (2, 5, 4)),
     "gqa": (
         "GroupQueryAttention",
@@ -205,6 +308,40 @@ def test_dense_by_hand(datapath, mode):
     equal_bits(dx, product(e, w, datapath, transpose_b=True))
     equal_bits(dw, product(a, e, datapath, transpose_a=True))
     np.testing.assert_allclose(db, reference.decode(*e, FORMAT).sum(0), rtol=1e-6, atol=1e-6)
+
+
+def patches(x, taps, stride=1):
+    """[samples, rows, columns, taps * channels] of an image, the last axis in the order of K."""
+    height, width = ((n - taps) // stride + 1 for n in x.shape[1:3])
+    parts = [
+        x[:, i : i + stride * height : stride, j : j + stride * width : stride]
+        for i, j in itertools.product(range(taps), repeat=2)
+    ]
+    return np.concatenate([p[:, :height, :width] for p in parts], axis=-1)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "jit"])
+def test_a_convolution_by_hand(mode):
+    config = LNSConfig(datapath=NARROW, activation_scale="batch")
+    layer = layers.LNSConv2D(4, 3, strides=2, use_bias=False, lns_config=config)
+    x, dy = data(2, 7, 9, 3), data(2, 3, 4, 4, seed=1)
+    layer.build(x.shape)
+    y, dx, dw = run(lambda x: layer(x), x, [layer.kernel], dy, mode)
+    (w, w_scale), (a, a_scale), (e, e_scale) = seen(layer.kernel), coded(x), coded(dy)
+    columns = patches(a, 3, 2)  # [2, 3, 4, 27]
+    flat = columns.reshape(24, 27), a_scale
+    equal_bits(y, product(flat, (w.reshape(27, 4), w_scale), NARROW).reshape(2, 3, 4, 4))
+    # dw: positions of dy, with the samples of each.
+    by_position = columns.transpose(1, 2, 0, 3).reshape(24, 27), a_scale
+    errors = e.transpose(1, 2, 0, 3).reshape(24, 4), e_scale
+    expected = product(by_position, errors, NARROW, transpose_a=True)
+    equal_bits(dw, expected.reshape(3, 3, 3, 4))
+    # dx: dy with zeros in between and around, taps from the last to the first.
+    spread = np.zeros((2, 9, 11, 4), np.int8)
+    spread[:, 2:7:2, 2:9:2] = e
+    kernel = w[::-1, ::-1].transpose(0, 1, 3, 2).reshape(36, 3), w_scale
+    expected = product((patches(spread, 3).reshape(-1, 36), e_scale), kernel, NARROW)
+    equal_bits(dx, expected.reshape(2, 7, 9, 3))
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
@@ -318,6 +455,22 @@ def dense_net(config, **compiled):
     return lns
 
 
+def conv_net(config, **compiled):
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            K.Conv2D(4, 3, activation="relu"),
+            K.DepthwiseConv2D(3, strides=2),
+            K.Flatten(),
+            K.Dense(3),
+        ]
+    )
+    lns = tf_lns.quantize_model(model, config)
+    lns.compile(tf_lns.LNSMadam(), "mse", **compiled)
+    return lns
+
+
 def rnn_net(config, **compiled):
     keras.utils.set_random_seed(2)
     model = keras.Sequential([keras.Input((5, 12)), K.LSTM(6), K.Dense(3)])
@@ -338,6 +491,7 @@ def attention_net(config, **compiled):
 
 NETS = {
     "dense": (dense_net, (32, 12)),
+    "conv": (conv_net, (16, 8, 8, 2)),
     "rnn": (rnn_net, (16, 5, 12)),
     "mha": (attention_net, (16, 5, 12)),
 }
@@ -423,25 +577,18 @@ def test_a_config_changes_with_and_without_a_datapath():
     equal_bits(again.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-def test_a_shared_layer_adds_both_gradients():
-    keras.utils.set_random_seed(0)
-    shared = layers.LNSDense(4, lns_config=CONFIG)
-    a, b = keras.Input((4,)), keras.Input((4,))
-    model = keras.Model([a, b], keras.layers.Add()([shared(a), shared(shared(b))]))
-    x, y = data(5, 4), data(5, 4, seed=1)
+def test_a_shared_layer_adds_the_gradients_of_its_uses():
+    layer = layers.LNSDense(4, use_bias=False, lns_config=CONFIG.replace(activation_scale="batch"))
+    a, b = keras.Input((6,)), keras.Input((6,))
+    model = keras.Model([a, b], keras.layers.Add()([layer(a), layer(b)]))
+    x, z, dy = data(5, 6), data(5, 6, seed=1), data(5, 4, seed=2)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(model([x, y], training=True) ** 2)
-    whole = tape.gradient(loss, shared.kernel.value)
-    parts = []
-    for _ in range(2):
-        with tf.GradientTape() as tape:
-            once = shared(tf.constant(x), training=True)
-            inner = tf.stop_gradient(shared(tf.constant(y), training=True))
-            loss = tf.reduce_sum((once + shared(inner, training=True)) ** 2)
-        parts.append(tape.gradient(loss, shared.kernel.value))
-    assert np.isfinite(whole).all() and np.abs(whole).max() > 0
-    equal_bits(parts[0], parts[1])
-    assert not np.array_equal(whole, parts[0])
+        y = model([x, z], training=True)
+    dw = tape.gradient(y, layer.kernel.value, output_gradients=tf.constant(dy))
+    w, e = seen(layer.kernel), coded(dy)
+    equal_bits(y, product(coded(x), w, NARROW) + product(coded(z), w, NARROW))
+    parts = [product(coded(v), e, NARROW, transpose_a=True) for v in (x, z)]
+    equal_bits(dw, parts[0] + parts[1])
 
 
 def test_a_subclass_without_a_call_of_its_own():
@@ -549,7 +696,7 @@ class Scaled(keras.layers.Dense):
 
 def test_a_call_of_its_own_is_refused_before_anything_changes():
     model = keras.Sequential([keras.Input((4,)), K.Dense(3), Scaled(2, name="scaled")])
-    with pytest.raises(ValueError, match="'scaled'.*call.*datapath=None"):
+    with pytest.raises(ValueError, match=r"'scaled'.*call.*datapath=None"):
         tf_lns.quantize_model(model, CONFIG, in_place=True)
     assert type(model.layers[0]) is K.Dense
     lns = tf_lns.quantize_model(model, CONFIG, {"scaled": CONFIG.replace(datapath=None)})
@@ -644,6 +791,32 @@ def test_second_derivatives_are_refused():
         outer.gradient(dw, x)
 
 
+# --- The example ----------------------------------------------------------------------------------
+
+
+def test_the_sweep_runs_and_goes_on(tmp_path):
+    path = ROOT / "examples" / "datapath_sweep.py"
+
+    def sweep(*more):
+        command = [sys.executable, str(path), "--output", str(tmp_path), "--tables", "1,8"]
+        command += ["--epochs", "1", "--train", "128", "--seeds", "1", *more]
+        found = subprocess.run(command, capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr[-2000:]
+        return found.stdout
+
+    assert "3 runs, 3 of them left" in sweep("--accumulators", "24")
+    report = json.loads((tmp_path / "datapath_sweep.json").read_text())
+    assert set(report["runs"]) == {
+        "float32 products",
+        "table 1, accumulator 24",
+        "table 8, accumulator 24",
+    }
+    assert (tmp_path / "datapath_sweep.png").stat().st_size > 10_000
+    assert "5 runs, 2 of them left" in sweep("--accumulators", "24,16")
+    again = json.loads((tmp_path / "datapath_sweep.json").read_text())
+    assert report["runs"].items() <= again["runs"].items()
+
+
 # --- Energy ---------------------------------------------------------------------------------------
 
 
@@ -659,7 +832,7 @@ def test_the_energy_account_counts_the_same_products(net):
     for pass_ in ("forward", "error", "gradient"):
         assert with_.macs(pass_) == without.macs(pass_) > 0
     products = [r for r in with_.records if r.kind == "mac"]
-    assert {r.op for r in products} == {"LnsMatmul"}
+    assert {r.op for r in products} <= {"LnsMatmul", "LnsConv"}
     assert {r.formats for r in products} == {(FORMAT, FORMAT)}
     ratio = with_.energy("horowitz-45nm").total_pj / without.energy("horowitz-45nm").total_pj
     assert 0.9 < ratio < 1.1
