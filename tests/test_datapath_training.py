@@ -714,6 +714,35 @@ def test_a_call_of_its_own_is_refused_before_anything_changes():
         Own(3, lns_config=CONFIG)
 
 
+class Doubled(keras.layers.MultiHeadAttention):
+    """Its products are in methods that the call still uses."""
+
+    def call(self, *arguments, **named):
+        return 2 * super().call(*arguments, **named)
+
+
+class Projected(keras.layers.MultiHeadAttention):
+    """One product more, which is float."""
+
+    def call(self, query, *arguments, **named):
+        y = super().call(query, *arguments, **named)
+        return tf.einsum("abc,cd->abd", y, tf.eye(y.shape[-1]))
+
+
+def test_a_call_around_products_in_methods_is_watched():
+    x = keras.Input((5, 4))
+    keras.utils.set_random_seed(0)
+    model = keras.Model(x, Doubled(2, 3)(x, x))
+    plain = keras.Model(x, K.MultiHeadAttention(2, 3)(x, x))
+    plain.set_weights(model.get_weights())
+    inputs = data(2, 5, 4)
+    lns = tf_lns.quantize_model(model, CONFIG)
+    assert lns.layers[1].lns_config.datapath == NARROW
+    equal_bits(lns(inputs), 2 * tf_lns.quantize_model(plain, CONFIG)(inputs))
+    with pytest.raises(ValueError, match=r"float product \(Einsum\).*`LNSMixin.einsum`"):
+        tf_lns.quantize_model(keras.Model(x, Projected(2, 3)(x, x)), CONFIG)(inputs)
+
+
 def test_products_outside_of_lns_layers_are_listed():
     a = keras.Input((3, 4))
     b = K.Dense(4)(a)

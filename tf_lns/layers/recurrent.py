@@ -413,6 +413,7 @@ class _Recurrent(LNSComposite):
     quantized_outputs = False
     recorded_ranges = 0
     takes_datapath = True
+    products_in_methods = True
 
     use_cudnn = property(lambda self: False, lambda self, value: None)
     supports_jit = property(lambda self: True, lambda self, value: None)
