@@ -87,6 +87,44 @@ def test_reads_are_told_to_tapes_and_function_graphs(variable):
     assert any(v is variable.cell for v in read.get_concrete_function().graph.variables)
 
 
+def test_watched_operations():
+    found = []
+    x = tf.ones((2, 2))
+
+    @tf.function
+    def branch(x):
+        return tf.cond(x[0, 0] > 0, lambda: tf.einsum("ab,bc->ac", x, x), lambda: x)
+
+    with keras_hooks.watched_operations(found.append):
+        tf.matmul(x, x)
+        branch(x)
+    tf.nn.relu(x)
+    assert {"MatMul", "Einsum"} <= set(found)
+    assert "Relu" not in found
+
+    def refuse(op_type):
+        raise ValueError(op_type)
+
+    with keras_hooks.watched_operations(refuse), pytest.raises(ValueError, match="MatMul"):
+        tf.matmul(x, x)
+    tf.matmul(x, x)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_refuse_derivatives(graph):
+    def second(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            with tape.stop_recording():
+                y = x * x
+            keras_hooks.refuse_derivatives([y], [x], "none of these")
+            z = 2.0 * y
+        return tape.gradient(z, x)
+
+    with pytest.raises(LookupError, match="none of these"):
+        (tf.function(second, autograph=False) if graph else second)(tf.constant(3.0))
+
+
 def test_record_read(variable):
     """Without it the gradient would be lost where a function reads in a branch."""
 

@@ -44,6 +44,10 @@ def quantize_model(
 
     A subclassed model is copied as Keras loads one, through `get_config` and `from_config`.
 
+    With a `datapath` in its config a layer computes all its products on it. A layer whose `call`
+    tf_lns does not know is then refused, and a warning lists products between activations
+    outside of LNS layers, which stay float32.
+
     Args:
         model: The model; it stays as it is, unless `in_place`.
         config: Formats; None for the defaults, or in an LNS layer for those it has.
@@ -58,7 +62,8 @@ def quantize_model(
     Raises:
         TypeError: `model` is no Keras model, or an override is no config.
         ValueError: `model` cannot be copied; a pattern of `overrides` is no regular
-            expression, or matches no layer; or `model` has LNS layers and `in_place` is set.
+            expression, or matches no layer; `model` has LNS layers and `in_place` is set; or a
+            layer cannot compute its products on the datapath that its config has.
 
     Example:
         >>> lns = quantize_model(model, LNSConfig(gradients="lns5:2"), {"head": None})
@@ -110,7 +115,39 @@ def quantize_model(
             "name them in `overrides` with None to say that this is meant.",
             stacklevel=2,
         )
+    if any(layer.lns_config.datapath is not None for layer in lns_layers(copy)):
+        _warn_of_float_products(copy)
     return copy
+
+
+_OTHER_PRODUCTS = (keras.layers.Dot, keras.layers.Attention, keras.layers.AdditiveAttention)
+"""Layers with products that no LNS layer stands for: there is nothing to train in them."""
+
+_PRODUCT_OPERATIONS = frozenset(
+    """
+    Matmul Einsum Dot Tensordot Vdot Inner Outer Conv DepthwiseConv SeparableConv ConvTranspose
+    DotProductAttention
+    """.split()  # noqa: SIM905
+)
+"""Classes of the operations of `keras.ops` that are products."""
+
+
+def _warn_of_float_products(model: keras.Model) -> None:
+    """Names the products that a model computes in float32 beside those on a datapath."""
+    layers = [model, *all_layers(model)]
+    found = [layer for layer in layers if isinstance(layer, _OTHER_PRODUCTS)]
+    for layer in layers:
+        if keras_hooks.is_graph(layer):
+            operations = getattr(layer, "operations", ())
+            found += [x for x in operations if type(x).__name__ in _PRODUCT_OPERATIONS]
+    names = dict.fromkeys(f"{x.name} ({type(x).__name__})" for x in found)
+    if names:
+        warnings.warn(
+            "These products between activations are not computed on the datapath, but in "
+            f"float32: {', '.join(names)}. LNS layers such as LNSMultiHeadAttention have them "
+            "inside.",
+            stacklevel=3,
+        )
 
 
 def strip(model: keras.Model, weights: str = "stored") -> keras.Model:

@@ -29,6 +29,7 @@ from tensorflow.python.framework import (
     auto_control_deps_utils,
     cpp_shape_inference_pb2,
     func_graph,
+    op_callbacks,
 )
 from tensorflow.python.framework import tensor_shape as tf_tensor_shape
 from tensorflow.python.ops import handle_data_util, resource_variable_ops
@@ -99,6 +100,20 @@ def refuse_derivatives(results: list[tf.Tensor], sources: list[tf.Tensor], messa
 
     for result in results:
         record.record_operation("LnsRefused", [result], sources, refuse, None)
+
+
+@contextlib.contextmanager
+def watched_operations(watch: Callable[[str], None]) -> Iterator[None]:
+    """Inside, on this thread, `watch` gets the type of each operation run or put into a graph."""
+
+    def callback(op_type: Any, inputs: Any, attrs: Any, outputs: Any, **where: Any) -> None:
+        watch(op_type.decode() if isinstance(op_type, bytes) else op_type)
+
+    op_callbacks.add_op_callback(callback)
+    try:
+        yield
+    finally:
+        op_callbacks.remove_op_callback(callback)
 
 
 def write_plain_object(proto: Any) -> None:

@@ -29,6 +29,7 @@ class _Attention(LNSComposite):
     quantized_outputs = False
     recorded_ranges = 4
     takes_datapath = True
+    products_in_methods = True
 
     def _scores(self, query: Any, key: Any) -> Any:
         """The first product, in the order of operands that the layer's equation has."""

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_lns import ops
 from tf_lns.datapath import Datapath
-from tf_lns.layers.operands import Coded, poisoned, sizes_of
+from tf_lns.layers.operands import Coded, poisoned, reshaped, sizes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Convolution:
 
     The terms of a sum are added in this order: forward the taps of the kernel, row by row, with
     the input channels of each; for dx the taps from the last to the first, with the output
-    channels of each; for dw the positions of dy, with the samples of each.
+    channels of each; for dw the positions of dy, with the samples of each. (Of a depthwise
+    kernel: for dw the samples, with the positions of each.)
 
     Args:
         strides: Of each dimension.
@@ -35,75 +36,88 @@ class Convolution:
     def forward(self, datapath: Datapath, a: Coded, b: Coded) -> Any:
         """See `products.Form`."""
         x = self._last(a)
-        pads = self._pads(sizes_of(x.codes)[1:-1], b)
-        groups = x.codes.shape[-1] // b.codes.shape[-2]
-        if self.padding != "valid":
-            x = x._replace(codes=_padded(x.codes, pads))
-        y = _convolve(datapath, x, b, self.strides, self.dilations, groups=groups)
+        padding: Any = self.padding
+        if padding == "causal":
+            padding = [(k - 1, 0) for k in self._extents(b.codes.shape)]
+        y = self._convolve(datapath, x, b, padding, strides=self.strides, dilations=self.dilations)
         return self._first(poisoned(y, _of_samples(x)))
 
     def left(self, datapath: Datapath, e: Coded, b: Coded, sizes: list[Any]) -> Any:
         """See `products.Form`."""
         e = self._last(e)
-        dims = self._dims(sizes)
-        groups = self._channels(sizes) // b.codes.shape[-2]
-        kernel = b._replace(codes=_turned(b.codes, groups))
-        pads = self._pads(dims, b)
-        full = [k - 1 for k in self._extents(b)]
-        if all(isinstance(n, int) for n in (*dims, *sizes_of(e.codes)[1:-1])):
-            reached = self._reached(sizes_of(e.codes)[1:-1], b)
-            around = [
-                (k - low, k + low + n - r)
-                for k, (low, _), n, r in zip(full, pads, dims, reached, strict=True)
-            ]
-            x = _convolve(
-                datapath, e, kernel, None, self.dilations, around, self.strides, groups=groups
-            )
+        dims, outputs = self._dims(sizes), sizes_of(e.codes)[1:-1]
+        extents = self._extents(b.codes.shape)
+        channels = sizes[1 if self.channels_first else -1]
+        kernel = b._replace(codes=_turned(b.codes, channels // b.codes.shape[-2]))
+        steps: Any = {"dilations": self.dilations, "input_dilations": self.strides}
+        pads = self._pads(dims, extents)
+        reached = self._reached(outputs, extents)
+        around = [
+            (k - 1 - low, k - 1 + low + n - r)
+            for k, (low, _), n, r in zip(extents, pads, dims, reached, strict=True)
+        ]
+        if _are_known(around):
+            x = self._convolve(datapath, e, kernel, around, **steps)
         else:  # with all that dy reaches, of which the padding is cut off
-            around = [(k, k) for k in full]
-            x = _convolve(
-                datapath, e, kernel, None, self.dilations, around, self.strides, groups=groups
-            )
-            have = sizes_of(x)[1:-1]
+            around = [(k - 1, k - 1) for k in extents]
+            x = self._convolve(datapath, e, kernel, around, **steps)
             more = [
                 (0, tf.maximum(low + n - r, 0))
-                for (low, _), n, r in zip(pads, dims, have, strict=True)
+                for (low, _), n, r in zip(pads, dims, reached, strict=True)
             ]
-            starts = [0, *(low for low, _ in pads), 0]
-            x = tf.slice(_padded(x, more), starts, [-1, *dims, -1])
+            x = tf.pad(x, [(0, 0), *more, (0, 0)])
+            x = tf.slice(x, [0, *(low for low, _ in pads), 0], [-1, *dims, -1])
         return self._first(poisoned(x, _of_samples(e)))
 
     def right(self, datapath: Datapath, a: Coded, e: Coded, sizes: list[Any]) -> Any:
         """See `products.Form`."""
         x, e = self._last(a), self._last(e)
         rank = len(self.strides)
-        groups = x.codes.shape[-1] // sizes[-2]
-        dims = sizes_of(x.codes)[1:-1]
-        extents = [(k - 1) * d + 1 for k, d in zip(sizes[:-2], self.dilations, strict=True)]
-        pads = self._pads_for(dims, extents)
-        codes = _padded(x.codes, pads)
-        reached = self._reached_for(sizes_of(e.codes)[1:-1], extents)
-        codes = tf.slice(codes, [0] * (rank + 2), [-1, *reached, -1])
         # Samples become channels, and the channels of a group samples.
-        codes = _grouped_samples(codes, groups)
+        x, padding = self._windows(x, e, sizes)
+        groups = sizes_of(x.codes)[-1] // sizes[-2]
+        samples = x._replace(codes=_exchanged(x.codes, groups))
         kernel = e._replace(codes=tf.transpose(e.codes, [*range(1, rank + 1), 0, rank + 1]))
-        w = _convolve(
-            datapath, x._replace(codes=codes), kernel, self.dilations, self.strides, groups=groups
+        w = self._convolve(
+            datapath,
+            samples,
+            kernel,
+            padding,
+            strides=self.dilations,
+            dilations=self.strides,
+            groups=groups,
         )
         w = tf.transpose(w, [*range(1, rank + 1), 0, rank + 1])
         return poisoned(w, _anywhere(x), _anywhere(e))
 
+    def right_depthwise(self, datapath: Datapath, a: Coded, e: Coded, sizes: list[Any]) -> Any:
+        """`right` of a kernel ``[..., channels, multiplier]`` of one or two dimensions."""
+        x, e = self._last(a), self._last(e)
+        x, padding = self._windows(x, e, sizes)
+        *outputs, _ = sizes_of(e.codes)
+        kernel = reshaped(e.codes, [*outputs, *sizes[-2:]])
+        w = ops.lns_depthwise_conv(
+            x.codes[None],
+            kernel,
+            x.format,
+            e.format,
+            x.scale,
+            e.scale,
+            strides=(1, *self.dilations),
+            padding=[(0, 0), *padding],
+            dilations=(1, *self.strides),
+            datapath=datapath,
+        )
+        return poisoned(tf.reshape(w, sizes), _anywhere(x), _anywhere(e))
+
     # --- Sizes ---------------------------------------------------------------------------
 
-    def _extents(self, b: Coded) -> list[int]:
-        """How far the taps of a kernel reach."""
-        taps = b.codes.shape[: len(self.strides)]
+    def _extents(self, kernel: Any) -> list[int]:
+        """How far the taps of a kernel of this shape reach."""
+        taps = list(kernel)[: len(self.strides)]
         return [(k - 1) * d + 1 for k, d in zip(taps, self.dilations, strict=True)]
 
-    def _pads(self, dims: list[Any], b: Coded) -> list[tuple[Any, Any]]:
-        return self._pads_for(dims, self._extents(b))
-
-    def _pads_for(self, dims: list[Any], extents: list[int]) -> list[tuple[Any, Any]]:
+    def _pads(self, dims: list[Any], extents: list[int]) -> list[tuple[Any, Any]]:
         """Zeros before and behind each dimension, as TensorFlow pads."""
         if self.padding == "valid":
             return [(0, 0)] * len(dims)
@@ -111,23 +125,29 @@ class Convolution:
             return [(k - 1, 0) for k in extents]
         pads = []
         for n, s, k in zip(dims, self.strides, extents, strict=True):
-            largest = max if isinstance(n, int) else tf.maximum
+            largest: Any = max if isinstance(n, int) else tf.maximum
             total = largest((-(-n // s) - 1) * s + k - n, 0)
             pads.append((total // 2, total - total // 2))
         return pads
 
-    def _reached(self, dims: list[Any], b: Coded) -> list[Any]:
-        return self._reached_for(dims, self._extents(b))
+    def _reached(self, outputs: list[Any], extents: list[int]) -> list[Any]:
+        """How much of the padded input results of these sizes depend on."""
+        return [(n - 1) * s + k for n, s, k in zip(outputs, self.strides, extents, strict=True)]
 
-    def _reached_for(self, dims: list[Any], extents: list[int]) -> list[Any]:
-        """How much of the padded input a result of these sizes depends on."""
-        return [(n - 1) * s + k for n, s, k in zip(dims, self.strides, extents, strict=True)]
+    def _windows(self, x: Coded, e: Coded, kernel: list[Any]) -> tuple[Coded, Any]:
+        """What of x the results depend on, and how it is padded."""
+        dims, extents = sizes_of(x.codes)[1:-1], self._extents(kernel)
+        pads = self._pads(dims, extents)
+        reached = self._reached(sizes_of(e.codes)[1:-1], extents)
+        padding = [(low, r - n - low) for (low, _), n, r in zip(pads, dims, reached, strict=True)]
+        if _are_known(padding):
+            return x, padding
+        codes = tf.pad(x.codes, [(0, 0), *pads, (0, 0)])
+        codes = tf.slice(codes, [0] * len(codes.shape), [-1, *reached, -1])
+        return x._replace(codes=codes), [(0, 0)] * len(dims)
 
     def _dims(self, sizes: list[Any]) -> list[Any]:
         return sizes[2:] if self.channels_first else sizes[1:-1]
-
-    def _channels(self, sizes: list[Any]) -> int:
-        return sizes[1 if self.channels_first else -1]
 
     # --- Order of axes -------------------------------------------------------------------
 
@@ -143,6 +163,30 @@ class Convolution:
         rank = len(self.strides)
         order = [0, rank + 1, *range(1, rank + 1)]
         return tf.transpose(x, order) if self.channels_first else x
+
+    def _convolve(
+        self,
+        datapath: Datapath,
+        x: Coded,
+        kernel: Coded,
+        padding: Any,
+        groups: int | None = None,
+        **steps: Any,
+    ) -> Any:
+        if groups is None:
+            groups = x.codes.shape[-1] // kernel.codes.shape[-2]
+        return ops.lns_conv(
+            x.codes,
+            kernel.codes,
+            x.format,
+            kernel.format,
+            x.scale,
+            kernel.scale,
+            padding=padding,
+            groups=groups,
+            datapath=datapath,
+            **steps,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +205,7 @@ class Depthwise:
 
     def right(self, datapath: Datapath, a: Coded, e: Coded, sizes: list[Any]) -> Any:
         """See `products.Form`."""
-        *taps, channels, multiplier = sizes
-        grouped = self.convolution.right(datapath, a, e, [*taps, 1, channels * multiplier])
-        return tf.reshape(grouped, sizes)
+        return self.convolution.right_depthwise(datapath, a, e, sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,35 +238,8 @@ class Transposed:
         return self.convolution.right(datapath, e, a, sizes)
 
 
-def _convolve(
-    datapath: Datapath,
-    x: Coded,
-    kernel: Coded,
-    strides: Any,
-    dilations: Any,
-    padding: Any = "valid",
-    input_dilations: Any = None,
-    groups: int = 1,
-) -> Any:
-    ones = (1,) * (len(x.codes.shape) - 2)
-    return ops.lns_conv(
-        x.codes,
-        kernel.codes,
-        x.format,
-        kernel.format,
-        x.scale,
-        kernel.scale,
-        strides=strides or ones,
-        padding=padding,
-        dilations=dilations or ones,
-        input_dilations=input_dilations or ones,
-        groups=groups,
-        datapath=datapath,
-    )
-
-
-def _padded(x: Any, pads: list[tuple[Any, Any]]) -> Any:
-    return tf.pad(x, [(0, 0), *pads, (0, 0)])
+def _are_known(pads: list[tuple[Any, Any]]) -> bool:
+    return all(isinstance(pad, int) for pair in pads for pad in pair)
 
 
 def _turned(kernel: Any, groups: int) -> Any:
@@ -237,13 +252,13 @@ def _turned(kernel: Any, groups: int) -> Any:
     return tf.reshape(kernel, [*taps, outputs // groups, groups * inputs])
 
 
-def _grouped_samples(x: Any, groups: int) -> Any:
+def _exchanged(x: Any, groups: int) -> Any:
     """``[samples, ..., groups * channels]`` as ``[channels, ..., groups * samples]``."""
     rank = len(x.shape) - 2
     samples, *dims, channels = sizes_of(x)
-    x = tf.reshape(x, tf.stack([samples, *dims, groups, channels // groups]))
+    x = reshaped(x, [samples, *dims, groups, channels // groups])
     x = tf.transpose(x, [rank + 2, *range(1, rank + 1), rank + 1, 0])
-    return tf.reshape(x, tf.stack([channels // groups, *dims, groups * samples]))
+    return reshaped(x, [channels // groups, *dims, groups * samples])
 
 
 def _as_grouped(kernel: Any) -> Any:

@@ -68,6 +68,7 @@ class LNSEmbedding(_Table, keras.layers.Embedding):
     quantized_inputs = 0
     recorded_ranges = 0
     takes_datapath = True  # it has no products
+    products_in_methods = True
 
 
 if hasattr(keras.layers, "ReversibleEmbedding"):

@@ -261,6 +261,9 @@ class LNSMixin(ActivationMixin, keras_hooks.AfterBuild):
             the layer's own `call`. It takes the arguments of `call` and adds the bias, too.
         takes_datapath: Class attribute: whether all products of a call can be computed on a
             datapath. A class with a `call` of its own says so itself.
+        products_in_methods: Class attribute: whether the products are in methods that a `call`
+            of a subclass still uses. Then such a `call` may be on a datapath, too, and is
+            watched: a float product of its own is an error.
     """
 
     quantized_inputs = 1
@@ -268,6 +271,7 @@ class LNSMixin(ActivationMixin, keras_hooks.AfterBuild):
     recorded_ranges = 1
     datapath_call: Any = None
     takes_datapath = False
+    products_in_methods = False
     _integer_weights: frozenset[int] | None = None  # positions of those in the file being read
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -301,7 +305,8 @@ class LNSMixin(ActivationMixin, keras_hooks.AfterBuild):
         Raises:
             ValueError: The layer has a `call` that tf_lns does not know.
         """
-        if config.datapath is not None and not cls.takes_datapath:
+        taken = cls.takes_datapath or cls.products_in_methods
+        if config.datapath is not None and not taken:
             raise ValueError(
                 f"Layer {name!r} ({cls.__name__}) has a `call` of its own, whose products cannot "
                 f"be moved to a datapath. Received: datapath={config.datapath!r}. Use a config "
@@ -628,7 +633,9 @@ def _with_quantizers(call: Callable) -> Callable:
                     values[name],
                 )
         own, on_datapath = type(self).datapath_call, self.lns_config.datapath is not None
-        with forward_reads(), _running(self) as frame:
+        watched = on_datapath and not self.takes_datapath
+        guard = _no_float_products(self) if watched else contextlib.nullcontext()
+        with forward_reads(), _running(self) as frame, guard:
             frame.on_datapath = on_datapath and own is not None
             outputs = (own if frame.on_datapath else call)(*given.args, **given.kwargs)
         if frame.on_datapath or frame.error_quantized or not self.quantized_outputs:
@@ -640,6 +647,29 @@ def _with_quantizers(call: Callable) -> Callable:
     wrapped.__doc__ = call.__doc__
     wrapped.__name__ = "call"
     return quantizes_itself(wrapped)
+
+
+_FLOAT_PRODUCTS = frozenset(
+    """
+    MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum Conv2D Conv3D DepthwiseConv2dNative
+    Conv2DBackpropInput Conv3DBackpropInputV2
+    """.split()  # noqa: SIM905
+)
+"""Types of TensorFlow's operations that are products."""
+
+
+def _no_float_products(layer: Any) -> contextlib.AbstractContextManager:
+    """Inside, a float product is an error, unless it is in an LNS layer inside of this one."""
+
+    def watch(op_type: str) -> None:
+        if op_type in _FLOAT_PRODUCTS and _mode.calls[-1].layer is layer:
+            raise ValueError(
+                f"The `call` of layer {layer.name!r} ({type(layer).__name__}) has a float product "
+                f"({op_type}) beside those on the datapath. Use `LNSMixin.einsum` for it, or a "
+                "config with datapath=None for the layer, in `overrides`."
+            )
+
+    return keras_hooks.watched_operations(watch)
 
 
 def quantizes_itself(call: Any) -> Any:

@@ -178,7 +178,6 @@ class _Cell(LNSMixin):
             bias: Their biases, or None.
             sequence: Whether the first axis of the operand is time: only on a datapath.
         """
-
         axis = self.channel_axis + (1 if sequence and self.channel_axis >= 0 else 0)
         count = operand.shape[axis] // kernel.shape[-2]
         if count == 1:
@@ -414,6 +413,7 @@ class _Recurrent(LNSComposite):
     quantized_outputs = False
     recorded_ranges = 0
     takes_datapath = True
+    products_in_methods = True
 
     use_cudnn = property(lambda self: False, lambda self, value: None)
     supports_jit = property(lambda self: True, lambda self, value: None)

@@ -14,6 +14,21 @@ from tf_lns.tfmot.quantizer import LNSQuantizer, error_of, weight_quantizer
 from tf_lns.tfmot.registry import CUSTOM, row_of
 
 
+def without_datapath(config: LNSConfig) -> LNSConfig:
+    """A config, which must have no datapath here.
+
+    Raises:
+        ValueError: It has one.
+    """
+    if config.datapath is not None:
+        raise ValueError(
+            "Under tfmot products are computed in float32 on LNS values; `config` must have "
+            f"datapath=None. Received: datapath={config.datapath!r}. Models of Keras 3 train "
+            "through a datapath: tf_lns.quantize_model."
+        )
+    return config
+
+
 @tf_keras.utils.register_keras_serializable(package="tf_lns")
 class LNSQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
     """How one layer is quantized to LNS: the argument of tfmot's `quantize_annotate_layer`.
@@ -30,7 +45,7 @@ class LNSQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
     """
 
     def __init__(self, config: Any = None, quantize_output: bool | None = None):
-        self.config = None if config is None else LNSConfig.get(config)
+        self.config = None if config is None else without_datapath(LNSConfig.get(config))
         if quantize_output not in (True, False, None):
             raise TypeError(
                 "`quantize_output` must be True, False or None. "

@@ -12,7 +12,7 @@ import tf_keras
 from tf_lns.config import LNSConfig
 from tf_lns.tfmot import hooks
 from tf_lns.tfmot.grouping import places_of
-from tf_lns.tfmot.quantize_config import LNSQuantizeConfig
+from tf_lns.tfmot.quantize_config import LNSQuantizeConfig, without_datapath
 from tf_lns.tfmot.registry import LNSQuantizeRegistry, row_of, unsupported
 from tf_lns.tfmot.wrapper import LNSQuantizeWrapper
 
@@ -42,7 +42,7 @@ class LNSScheme(tfmot.quantization.keras.QuantizeScheme):
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or the config has a datapath.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class LNSScheme(tfmot.quantization.keras.QuantizeScheme):
         quantize_outputs: bool = False,
         name_prefix: str = "quant_",
     ):
-        self.config = LNSConfig.get(config)
+        self.config = without_datapath(LNSConfig.get(config))
         if on_unsupported not in ("raise", "skip"):
             raise ValueError(
                 '`on_unsupported` must be "raise" or "skip". '
