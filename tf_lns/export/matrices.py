@@ -31,19 +31,23 @@ class Piece(NamedTuple):
 
 
 class Matrices(Protocol):
-    """A product as one or several products of matrices.
+    """A product as one or several products of matrices."""
 
-    Attributes:
-        row_shape: What the rows of each count: ``[samples, height, width]``.
-        batches: Index of each; ``()`` where there is but one.
-        terms: K.
-        columns: N.
-    """
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """What the rows of each count: ``(samples, height, width)``."""
 
-    row_shape: tuple[int, ...]
-    batches: list[tuple[int, ...]]
-    terms: int
-    columns: int
+    @property
+    def batches(self) -> list[tuple[int, ...]]:
+        """Index of each; ``()`` where there is but one."""
+
+    @property
+    def terms(self) -> int:
+        """K."""
+
+    @property
+    def columns(self) -> int:
+        """N."""
 
     def piece(self, batch: tuple[int, ...], rows: np.ndarray) -> Piece:
         """Some rows of one of them."""
