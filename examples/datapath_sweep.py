@@ -1,7 +1,7 @@
 """Does a small table and a narrow accumulator still train a net? A sweep over both.
 
     python examples/datapath_sweep.py [--tables 1,2,4,8] [--accumulators 32,24,20,16,12] [--seeds 3]
-        [--epochs 4] [--train 4000] [--output sweep_output]
+        [--epochs 6] [--train 4000] [--output sweep_output]
 
 Each run trains a convolutional net in LNS from scratch, all its products forward and backward
 computed bit for bit on one datapath: 4,000 training and 1,000 test images of MNIST that the
@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tables", type=numbers, default=[1, 2, 4, 8])
     parser.add_argument("--accumulators", type=numbers, default=[32, 24, 20, 16, 12])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--train", type=int, default=4000, help="training images")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("sweep_output"))
     given = parser.parse_args(arguments)

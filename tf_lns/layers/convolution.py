@@ -144,6 +144,7 @@ class Convolution:
             return x, padding
         codes = tf.pad(x.codes, [(0, 0), *pads, (0, 0)])
         codes = tf.slice(codes, [0] * len(codes.shape), [-1, *reached, -1])
+        codes.set_shape([x.codes.shape[0], *[None] * len(dims), x.codes.shape[-1]])
         return x._replace(codes=codes), [(0, 0)] * len(dims)
 
     def _dims(self, sizes: list[Any]) -> list[Any]:

@@ -39,6 +39,47 @@ class Form(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Gates:
+    """Products of the same form side by side, each with an operand and a kernel of its own.
+
+    Q_E sees the errors of all of them as one tensor.
+
+    Args:
+        form: That of each.
+        count: How many there are.
+        axis: Axis along which the left operands, and the results, stand side by side; the
+            kernels do along their last.
+    """
+
+    form: Form
+    count: int
+    axis: int
+
+    def forward(self, datapath: Datapath, a: Coded, b: Coded) -> Any:
+        """See `Form`."""
+        parts = zip(self._parts(a, self.axis), self._parts(b, -1), strict=True)
+        return tf.concat([self.form.forward(datapath, x, w) for x, w in parts], self.axis)
+
+    def left(self, datapath: Datapath, e: Coded, b: Coded, sizes: list[Any]) -> Any:
+        """See `Form`."""
+        sizes = list(sizes)
+        sizes[self.axis] //= self.count
+        parts = zip(self._parts(e, self.axis), self._parts(b, -1), strict=True)
+        return tf.concat([self.form.left(datapath, y, w, sizes) for y, w in parts], self.axis)
+
+    def right(self, datapath: Datapath, a: Coded, e: Coded, sizes: list[Any]) -> Any:
+        """See `Form`."""
+        sizes = [*sizes[:-1], sizes[-1] // self.count]
+        parts = zip(self._parts(a, self.axis), self._parts(e, self.axis), strict=True)
+        return tf.concat([self.form.right(datapath, x, y, sizes) for x, y in parts], -1)
+
+    def _parts(self, x: Coded, axis: int) -> list[Coded]:
+        codes = tf.split(x.codes, self.count, axis)
+        bad = [None] * self.count if x.bad is None else tf.split(x.bad, self.count, axis)
+        return [x._replace(codes=c, bad=b) for c, b in zip(codes, bad, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Arithmetic:
     """What the products of a layer have in common.
 

@@ -28,6 +28,7 @@ from tf_lns.layers.contraction import Einsum
 from tf_lns.layers.conv import convolution_of
 from tf_lns.layers.mixin import LNSMixin, is_calibrating, is_tensor, quantizes_itself
 from tf_lns.layers.operands import encoded, rearranged
+from tf_lns.layers.products import Gates
 from tf_lns.layers.registry import register_layer
 from tf_lns.layers.tree import all_layers
 from tf_lns.variable import forward_reads
@@ -178,24 +179,20 @@ class _Cell(LNSMixin):
             bias: Their biases, or None.
             sequence: Whether the first axis of the operand is time: only on a datapath.
         """
-        axis = self.channel_axis + (1 if sequence and self.channel_axis >= 0 else 0)
-        count = operand.shape[axis] // kernel.shape[-2]
+        axis = self.channel_axis
+        count = operand.shape[axis + sequence if axis >= 0 else axis] // kernel.shape[-2]
+        if self.lns_config.datapath is not None:
+            form = Gates(self.form(which), count, axis) if count > 1 else self.form(which)
+            return self.multiply(form, operand, kernel, self.spread(bias), sequence)
+        multiply = self.multiply_inputs if which == _INPUTS else self.multiply_state
         if count == 1:
-            operands, kernels = [operand], [kernel]
+            y = multiply(operand, kernel)
         else:
-            operands = [rearranged(x, operand) for x in keras_ops.split(operand, count, axis=axis)]
-            kernels = [rearranged(k, kernel) for k in keras_ops.split(kernel, count, axis=-1)]
-        if self.lns_config.datapath is None:
-            multiply = self.multiply_inputs if which == _INPUTS else self.multiply_state
+            operands = keras_ops.split(operand, count, axis=axis)
+            kernels = keras_ops.split(kernel, count, axis=-1)
             products = [multiply(x, k) for x, k in zip(operands, kernels, strict=True)]
-            y = keras_ops.concatenate(products, axis=axis) if count > 1 else products[0]
-            return y if bias is None else keras_ops.add(y, self.spread(bias))
-        biases = [None] * count if bias is None else keras_ops.split(bias, count)
-        products = [
-            self.multiply(self.form(which), x, k, self.spread(b), sequence)
-            for x, k, b in zip(operands, kernels, biases, strict=True)
-        ]
-        return keras_ops.concatenate(products, axis=axis) if count > 1 else products[0]
+            y = keras_ops.concatenate(products, axis=axis)
+        return y if bias is None else keras_ops.add(y, self.spread(bias))
 
     def form(self, which: int) -> Any:
         """What a product sums over what on a datapath; see `products.Form`."""
