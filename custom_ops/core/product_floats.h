@@ -11,9 +11,10 @@ namespace lns {
 
 struct ProductPlan;
 
-// In all of them a term is the float that comes out, truncated to an integer. Numbers
-// of operands are the bits of a float with the sign of the code; entry [code +
-// max_code].
+// In all of them a term is the float that comes out, truncated to an integer. The
+// number of a code other than 0 is a float of its sign, whose other bits are
+// mantissa[r] +
+// ((q + field) << 23) for the exponent q * factor + r. The number of code 0 is 0.
 struct FloatTerms {
   enum class Kind {
     kNone,
@@ -29,7 +30,8 @@ struct FloatTerms {
   static constexpr int kMaxTable = 16;
 
   Kind kind = Kind::kNone;
-  std::vector<uint32_t> a, b;
+  std::vector<uint32_t> mantissa;
+  int a_field = 0, b_field = 0;
   int table_bits = 0;
   float entry[kMaxTable] = {};  // of kTable; [h]
 
