@@ -26,6 +26,9 @@ struct FloatTerms {
     // That, the table's part of its fraction cleared, times the table's entry. Bins: an
     // entry of 1 for the terms of the bin, 0 for others.
     kTable,
+    // The term of the sum of magnitudes, from memory: the slowest, for what is left. A
+    // number is a sign and the code's magnitude; code 0 counts as `beyond`.
+    kMemory,
   };
   static constexpr int kMaxTable = 16;
 
@@ -34,9 +37,14 @@ struct FloatTerms {
   int a_field = 0, b_field = 0;
   int table_bits = 0;
   float entry[kMaxTable] = {};  // of kTable; [h]
+  int beyond = 0;
+  std::vector<int32_t> term;  // of kMemory; [sum of magnitudes], 0 from `beyond` on
 
   FloatTerms() = default;
   explicit FloatTerms(const ProductPlan& plan);
+
+ private:
+  bool InFloats(const ProductPlan& plan);
 };
 
 // A term as that of one operand's octave 0, times a power of two: exact, until it is

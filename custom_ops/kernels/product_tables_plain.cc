@@ -82,34 +82,33 @@ bool PowersReachTable(const ProductPlan& plan) {
 
 }  // namespace
 
-FloatTerms::FloatTerms(const ProductPlan& plan) {
+bool FloatTerms::InFloats(const ProductPlan& plan) {
   const Format &fa = plan.a, &fb = plan.b;
   const int g = fa.log2_base_factor(), m = plan.datapath.lut_bits;
-  if (plan.max_term >= int64_t{1} << 31) return;
   const int a_octaves = Octaves(fa), b_octaves = Octaves(fb);
   mantissa.resize(fa.base_factor);
   if (!plan.datapath.bins && m == g && m > 0) {
     // Powers of b stay below 4, products below 2^32.
     b_field = 127 - b_octaves;
     a_field = 127 + b_octaves - plan.lsb;
-    if (a_octaves > 100 || b_octaves > 100 || a_field < 1) return;
-    if (!PowersReachTable(plan)) return;
+    if (a_octaves > 100 || b_octaves > 100 || a_field < 1) return false;
+    if (!PowersReachTable(plan)) return false;
     kind = Kind::kPowers;
     for (int r = 0; r < fa.base_factor; ++r) {
       const double power = std::exp2(static_cast<double>(r) / fa.base_factor);
       mantissa[r] = Bits(static_cast<float>(power)) & kMantissaMask;
     }
-    return;
+    return true;
   }
   const bool fits =
       m == 0 || plan.datapath.bins || plan.datapath.fraction_bits + g <= 22;
-  if (m > 4 || !fits) return;
+  if (m > 4 || !fits) return false;
   // Bits add up to those of 2^(q - lsb) (1 + r / factor). Alone, where the other code
   // is 0, they have to stay below 1/2.
   const int sum = 127 - plan.lsb;
   b_field = std::min(sum, 123 - b_octaves);
   a_field = sum - b_field;
-  if (b_field < 0 || a_field < 0 || a_field + a_octaves > 123) return;
+  if (b_field < 0 || a_field < 0 || a_field + a_octaves > 123) return false;
   for (int r = 0; r < fa.base_factor; ++r) {
     mantissa[r] = static_cast<uint32_t>(r) << (23 - g);
   }
@@ -118,6 +117,19 @@ FloatTerms::FloatTerms(const ProductPlan& plan) {
   for (int h = 0; h < 1 << m; ++h) {
     entry[h] = static_cast<float>(
         std::ldexp(static_cast<double>(plan.entry[h]), -plan.datapath.fraction_bits));
+  }
+  return true;
+}
+
+FloatTerms::FloatTerms(const ProductPlan& plan) {
+  if (plan.max_term >= int64_t{1} << 31 || InFloats(plan)) return;
+  kind = Kind::kNone;
+  if (plan.datapath.bins) return;
+  kind = Kind::kMemory;
+  beyond = static_cast<int>(plan.term.size()) + 2;
+  term.resize(2 * beyond + 1);
+  for (size_t p = 0; p < plan.term.size(); ++p) {
+    term[p + 2] = static_cast<int32_t>(plan.term[p]);
   }
 }
 
