@@ -19,6 +19,7 @@ from tf_lns.optimizers.madam import MadamRule
 from tf_lns.optimizers.schedules import InverseSqrtRule
 from tf_lns.optimizers.weights import all_initialized
 from tf_lns.tfmot import optimizer_hooks
+from tf_lns.tfmot.gradients import left_to_the_optimizer
 
 
 @tf_keras.saving.register_keras_serializable(package="tf_lns")
@@ -66,6 +67,11 @@ class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
     def built(self) -> bool:
         """Whether the optimizer knows its variables."""
         return bool(getattr(self, "_built", False))
+
+    def compute_gradients(self, loss: Any, var_list: Any, tape: Any = None) -> list:
+        """As in tf_keras; Q_G acts on the sum, in `apply_gradients`."""
+        with left_to_the_optimizer():
+            return super().compute_gradients(loss, var_list, tape)
 
     def _trained(self) -> list:
         return self._variables_built_for

@@ -11,6 +11,7 @@ import tf_keras
 
 from tf_lns.layers.mixin import ActivationMixin
 from tf_lns.tfmot import hooks, weights
+from tf_lns.tfmot.gradients import quantize_weight_gradient
 from tf_lns.tfmot.inside import Running
 from tf_lns.tfmot.quantize_config import LNSQuantizeConfig
 from tf_lns.tfmot.quantizer import Recorded
@@ -223,10 +224,11 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
         return function(self.quantize_error(z), *args, **kwargs)
 
     def _read(self, holder: Any, variable: Any) -> tf.Tensor:
-        """Q_W of a weight, in the dtype of its layer's products."""
+        """Q_W of a weight, in the dtype of its layer's products; its gradient through Q_G."""
         cell = weights.cell_of(variable)
         assert isinstance(cell, LNSCell)
-        return tf.cast(cell.read(cell.seen), holder.compute_dtype)
+        value = quantize_weight_gradient(cell.read(cell.seen), cell)
+        return tf.cast(value, holder.compute_dtype)
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         """As the layer does."""
