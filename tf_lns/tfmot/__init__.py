@@ -13,6 +13,7 @@ from tf_lns.tfmot.optimizer import LNSSGD, InverseSqrtDecay, LNSAdamW, LNSMadam
 from tf_lns.tfmot.quantize_config import LNSQuantizeConfig
 from tf_lns.tfmot.quantizer import LNSQuantizer
 from tf_lns.tfmot.scheme import LNSScheme
+from tf_lns.tfmot.strip import strip
 
 __all__ = [
     "LNSSGD",
@@ -23,4 +24,5 @@ __all__ = [
     "LNSQuantizeConfig",
     "LNSQuantizer",
     "LNSScheme",
+    "strip",
 ]
