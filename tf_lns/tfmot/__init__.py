@@ -9,6 +9,7 @@ Importing it imports tensorflow_model_optimization, which sets TF_USE_LEGACY_KER
 """
 
 from tf_lns.tfmot.callback import EnergyCallback
+from tf_lns.tfmot.convert import convert
 from tf_lns.tfmot.optimizer import LNSSGD, InverseSqrtDecay, LNSAdamW, LNSMadam
 from tf_lns.tfmot.quantize_config import LNSQuantizeConfig
 from tf_lns.tfmot.quantizer import LNSQuantizer
@@ -24,5 +25,6 @@ __all__ = [
     "LNSQuantizeConfig",
     "LNSQuantizer",
     "LNSScheme",
+    "convert",
     "strip",
 ]

@@ -78,6 +78,13 @@ def rebuilt(
 
 
 def _rebuilt(model: Any, new_of: Callable, target: Library, adapt: Adapt | None) -> Any:
+    new = _connected(model, new_of, target, adapt)
+    if not model.trainable:
+        new.trainable = False  # and all within, of which the layers' own flags come later
+    return new
+
+
+def _connected(model: Any, new_of: Callable, target: Library, adapt: Adapt | None) -> Any:
     source = library_of(model)
     if not source.is_graph(model):
         raise ValueError(
@@ -111,12 +118,22 @@ def _rebuilt(model: Any, new_of: Callable, target: Library, adapt: Adapt | None)
         if adapt is not None:
             args, kwargs = adapt(layer, args, kwargs)
         args, kwargs = mapped(known, list(args)), mapped(known, kwargs)
-        layer = new_of(layer)
-        found = args[0] if layer is None else layer(*args, **kwargs)
+        found = _called(new_of(layer), args, kwargs, target)
         new |= {id(old): x for old, x in zip(outputs, tf.nest.flatten(found), strict=True)}
-    return target.module.Model(
-        mapped(known, model.input), mapped(known, model.output), name=model.name
-    )
+    inputs, outputs = mapped(known, model.input), mapped(known, model.output)
+    return target.module.Model(inputs, outputs, name=model.name)
+
+
+def _called(layer: Any, args: list, kwargs: dict[str, Any], target: Library) -> Any:
+    """What a new layer returns; where there is none, what it would be given."""
+    if layer is None:
+        return args[0]
+    try:
+        return layer(*args, **kwargs)
+    except Exception as error:
+        raise ValueError(
+            f"Layer {layer.name!r} cannot be called in {target.name} as it was called: {error}"
+        ) from error
 
 
 def mapped(function: Callable[[Any], Any], structure: Any) -> Any:
@@ -140,9 +157,7 @@ def _input_like(tensor: Any, source: Library, target: Library) -> Any:
     config = source.maker_of(tensor).get_config()
     shape = config.get("batch_shape", config.get("batch_input_shape"))
     options = {key: True for key in ("sparse", "ragged") if config.get(key)}
+    dtype = tf.as_dtype(tensor.dtype).name
     return target.module.Input(
-        batch_shape=tuple(shape),
-        dtype=tf.as_dtype(tensor.dtype).name,
-        name=config["name"],
-        **options,
+        batch_shape=tuple(shape), dtype=dtype, name=config["name"], **options
     )
