@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tensorflow as tf
 import tf_keras
-from tensorflow_model_optimization.python.core.quantization.keras import quantize_annotate
+from tensorflow_model_optimization.python.core.quantization.keras import (
+    quantize_annotate,
+    quantize_aware_activation,
+    quantize_layer,
+)
+from tf_keras.src.engine.functional import Functional
 from tf_keras.src.layers.core import tf_op_layer
 from tf_keras.src.mixed_precision.autocast_variable import AutoCastVariable
 from tf_keras.src.saving.legacy.saved_model.utils import in_tf_saved_model_scope
@@ -204,6 +209,41 @@ def is_annotated(layer: Any) -> bool:
     return isinstance(layer, quantize_annotate.QuantizeAnnotate)
 
 
+def is_input_quantizer(layer: Any) -> bool:
+    """Whether a layer is the one by which tfmot quantizes inputs of a model."""
+    return isinstance(layer, quantize_layer.QuantizeLayer)
+
+
+def inner_layers(layer: Any) -> list[Any]:
+    """A layer and all layers inside it, outer before inner ones."""
+    return list(layer._flatten_layers())
+
+
+def attribute_of(layer: Any, variable: Any) -> str:
+    """Name of the attribute in which a layer has one of its own variables."""
+    return next(name for name, value in vars(layer).items() if value is variable)
+
+
+def quantized_weights(wrapper: Any) -> list[tuple[Any, Any, Any]]:
+    """The weights that tfmot's own wrapper quantizes: variable, quantizer and its variables."""
+    return list(wrapper._weight_vars)
+
+
+@contextlib.contextmanager
+def plain_activations(layer: Any) -> Iterator[None]:
+    """Inside, a layer and those in it have the activation functions that tfmot has wrapped."""
+    with Swapped() as swapped:
+        for inner in inner_layers(layer):
+            function = vars(inner).get("activation")
+            if isinstance(function, quantize_aware_activation.QuantizeAwareActivation):
+                function = function.activation
+            if isinstance(function, quantize_aware_activation.NoOpActivation):
+                function = tf_keras.activations.linear
+            if function is not vars(inner).get("activation"):
+                swapped.set(inner, "activation", function)
+        yield
+
+
 # --- Models -----------------------------------------------------------------------------------
 
 
@@ -212,6 +252,29 @@ def edges(model: Any) -> Iterator[tuple[Any, list[Any]]]:
     for nodes in model._nodes_by_depth.values():
         for node in nodes:
             yield node.layer, tf.nest.flatten(node.inbound_layers) if node.parent_nodes else []
+
+
+def is_graph(model: Any) -> bool:
+    """Whether a model is Sequential or functional, and no subclass of a user's."""
+    return type(model) in (tf_keras.Sequential, Functional)
+
+
+def calls(model: Any) -> Iterator[tuple[Any, tuple, dict[str, Any], list[Any]]]:
+    """The calls within a functional model in an order of execution.
+
+    Yields:
+        The layer, its arguments, its keyword arguments and a list of what it returned.
+    """
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if not node.is_input:
+                outputs = tf.nest.flatten(node.outputs)
+                yield node.layer, tuple(node.call_args), dict(node.call_kwargs), outputs
+
+
+def maker_of(tensor: Any) -> Any:
+    """The layer that a symbolic tensor comes from."""
+    return tensor._keras_history.layer
 
 
 def output_layers(model: Any) -> list[Any]:

@@ -93,7 +93,7 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
         hooks.mark_built(self, input_shape)
 
     def _make_integers(self) -> None:
-        found = list(self._row.weights_of(self.layer)) if self.lns_config.weights else []
+        found = list(self._row.weights_of(self.layer))
         kinds = self._integer_weights
         if kinds is None:
             kinds = tuple(weights.becomes_integer(weight.variable) for weight in found)
@@ -133,6 +133,11 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
     def input_ranges(self) -> list[Any]:
         """Recorded abs-max of each quantized activation, the output's last."""
         return list(self._ranges)
+
+    @property
+    def operands(self) -> int:
+        """How many of the ranges are of inputs; they come first, and the output's last."""
+        return min(self._operands, len(self._ranges))
 
     @property
     def lns_variables(self) -> list[Any]:
