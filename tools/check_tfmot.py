@@ -43,13 +43,25 @@ BATCH = 8
 UNSAFE = "needs unsafe mode"
 
 KNOWN = {
-    "K": (r"`\.keras`: ValueError: Layer '\w+' expected", "`.keras`", "tfmot's wrapper does not load"),
+    "K": (
+        r"`\.keras`: ValueError: Layer '\w+' expected",
+        "`.keras`",
+        "tfmot's wrapper does not load",
+    ),
     "R": ("weights not quantized", "", "no weight quantizer before a ReLU layer"),
     "L": (UNSAFE, "", "a Lambda, or SeparableConv1D: `enable_unsafe_deserialization()` first"),
     "A": ("out of scope", "train", "an activity regularizer's tensor of another graph"),
     "S": ("unsupported", "", "no fault but a limit: the registry does not have the layer"),
-    "C": ("A constraint moves", "apply", "an integer weight takes no constraint: the error says so"),
-    "F": ("fixed_range", "fix_input_output_range", "it sets ranges of 8-bit integers: LNS has none"),
+    "C": (
+        "A constraint moves",
+        "apply",
+        "an integer weight takes no constraint: the error says so",
+    ),
+    "F": (
+        "fixed_range",
+        "fix_input_output_range",
+        "it sets ranges of 8-bit integers: LNS has none",
+    ),
 }
 """What is known to fail: a mark, a pattern of the outcome, words in its place, an explanation."""
 
@@ -176,8 +188,7 @@ def same_after(kind: str, case: Case, scheme: Any, model: Any, inputs: Any, befo
             if not np.array_equal(a, b):
                 raise Failed(f"`{kind}`: predictions differ by up to {np.abs(a - b).max():.2g}")
         if kind != "SavedModel" and any(
-            not np.array_equal(a, b)
-            for a, b in zip(codes_of(model), codes_of(loaded), strict=True)
+            not np.array_equal(a, b) for a, b in zip(codes_of(model), codes_of(loaded), strict=True)
         ):
             raise Failed(f"`{kind}`: codes differ")
 

@@ -628,9 +628,7 @@ def _quantize() -> Iterable[Case]:
     yield case("a nested model that is not annotated", _nested(False), quick=True)
     yield case("a nested model", _nested(True), error_at="annotate")
     yield case("a subclassed model", _Subclassed, error_at="annotate")
-    yield case(
-        "a model that is not built", _chain(_annotated(_dense(10))), error_at="apply"
-    )
+    yield case("a model that is not built", _chain(_annotated(_dense(10))), error_at="apply")
     ranges = {
         "sequential": _chain(_dense(10, input_shape=(5,))),
         "functional": _functional((5,), _dense(10)),
@@ -725,7 +723,9 @@ def _others() -> Iterable[Case]:
     clustered = "collab_opts/cluster_preserve/cluster_preserve_integration_test.py"
     first = _dense(5, "softmax", input_shape=(10,))
     yield Case("Dense, Flatten", clustered, _chain(first, layers.Flatten))
-    yield Case("two Dense of width 5", clustered, _chain(_dense(5, "relu", input_shape=(10,)), first))
+    yield Case(
+        "two Dense of width 5", clustered, _chain(_dense(5, "relu", input_shape=(10,)), first)
+    )
     yield Case(
         "Reshape, Conv2D, MaxPool2D, Flatten",
         clustered,
