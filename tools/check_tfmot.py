@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from tf_keras.src.saving import serialization_lib  # noqa: E402
 
 import tf_lns.tfmot  # noqa: E402
 from tf_lns.tfmot.registry import row_of  # noqa: E402
-from tools.tfmot_cases import Case, all_cases, layers, tfmot  # noqa: E402
+from tools.tfmot_cases import Case, all_cases, tfmot  # noqa: E402
 
 PAGE = ROOT / "docs" / "tfmot.md"
 BEGIN, END = "<!-- begin cases -->", "<!-- end cases -->"
@@ -69,7 +69,7 @@ KNOWN = {
 # --- One case ---------------------------------------------------------------------------------
 
 
-class Failed(Exception):
+class StepError(Exception):
     """A step did not do what it should."""
 
 
@@ -109,10 +109,10 @@ def step(name: str) -> Iterator[None]:
     """A part of a case whose errors carry its name."""
     try:
         yield
-    except Failed:
+    except StepError:
         raise
     except Exception as error:
-        raise Failed(f"{name}: {_short(error)}") from error
+        raise StepError(f"{name}: {_short(error)}") from error
 
 
 def _short(error: Exception) -> str:
@@ -141,9 +141,9 @@ def train(model: Any, inputs: Any) -> None:
         inputs, target, batch_size=len(first), epochs=2, shuffle=False, verbose=0
     ).history["loss"]
     if not np.all(np.isfinite(losses)):
-        raise Failed(f"train: losses {losses}")
+        raise StepError(f"train: losses {losses}")
     if all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)):
-        raise Failed("train: no weight moved")
+        raise StepError("train: no weight moved")
 
 
 def not_quantized(model: Any, asked: set[str]) -> list[str]:
@@ -186,11 +186,11 @@ def same_after(kind: str, case: Case, scheme: Any, model: Any, inputs: Any, befo
         after = loaded.predict(inputs, verbose=0)
         for a, b in zip(tf.nest.flatten(before), tf.nest.flatten(after), strict=True):
             if not np.array_equal(a, b):
-                raise Failed(f"`{kind}`: predictions differ by up to {np.abs(a - b).max():.2g}")
+                raise StepError(f"`{kind}`: predictions differ by up to {np.abs(a - b).max():.2g}")
         if kind != "SavedModel" and any(
             not np.array_equal(a, b) for a, b in zip(codes_of(model), codes_of(loaded), strict=True)
         ):
-            raise Failed(f"`{kind}`: codes differ")
+            raise StepError(f"`{kind}`: codes differ")
 
 
 def run(case: Case, scheme: Any) -> list[str]:
@@ -210,7 +210,7 @@ def run(case: Case, scheme: Any) -> list[str]:
                 train(model, inputs)
             with step("predict"):
                 before = model.predict(inputs, verbose=0)
-        except Failed as failure:
+        except StepError as failure:
             return [str(failure)]
         found = []
         unquantized = not_quantized(model, asked)
@@ -219,7 +219,7 @@ def run(case: Case, scheme: Any) -> list[str]:
         for kind in (".keras", *case.files):
             try:
                 same_after(kind, case, scheme, model, inputs, before)
-            except Failed as failure:
+            except StepError as failure:
                 found.append(str(failure))
     return found
 

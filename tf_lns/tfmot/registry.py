@@ -344,8 +344,8 @@ def unsupported(layer: Any) -> str:
     if type(layer) is _layers.RNN:
         cells = ", ".join(type(cell).__name__ for cell in inside.cells_of(layer))
         return (
-            f"Layer {layer.name!r} of class RNN has a cell that tf_lns.tfmot does not know: {cells}. "
-            "It knows SimpleRNNCell, LSTMCell, GRUCell, and such cells stacked in their natural "
+            f"Layer {layer.name!r} of class RNN has a cell that tf_lns.tfmot does not know: "
+            f"{cells}. It knows SimpleRNNCell, LSTMCell, GRUCell, and such cells stacked in their natural "
             f"order of states. Ways out: annotate only the other layers; {skip}"
         )
     return (
