@@ -158,3 +158,50 @@ def test_a_saved_model_forgets_the_optimizer(tmp_path):
         assert int(loaded.optimizer.iterations) == 0
         x = normal(3, 4)
         np.testing.assert_array_equal(tf.convert_to_tensor(loaded(x)), model(x))
+
+
+def test_batch_norm_on_two_devices_predicts_by_place_in_the_batch(run_python):
+    """Each device keeps statistics of its own, in plain tf_keras too; synchronized they are one.
+
+    `BatchNormalization(synchronized=True)` is no way out: its config forgets the argument, and
+    whatever copies a model, as tfmot does, makes plain layers of it.
+    """
+    run_python(
+        """
+        import numpy as np, tensorflow as tf
+        cpu, part = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration
+        tf.config.set_logical_device_configuration(cpu, [part(), part()])
+        import tf_keras, tf_lns.tfmot
+        import tensorflow_model_optimization as tfmot
+        q, layers = tfmot.quantization.keras, tf_keras.layers
+        random = np.random.default_rng(0)
+        x, y = random.normal(size=(20, 6)).astype("f"), random.normal(size=(20, 2)).astype("f")
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+        def trained(norm, scheme=None):
+            with strategy.scope():
+                tf_keras.utils.set_random_seed(0)
+                model = tf_keras.Sequential(
+                    [layers.Dense(4, input_shape=(6,)), norm(), layers.ReLU(), layers.Dense(2)])
+                if scheme is not None:
+                    model = q.quantize_apply(q.quantize_annotate_model(model), scheme=scheme)
+                model.compile(tf_keras.optimizers.SGD(0.01), "mse")
+            model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)  # the last one of 4
+            return model
+
+        def difference(model):
+            whole = model.predict(x, batch_size=20, verbose=0)
+            return max(np.abs(whole[:n] - model.predict(x[:n], verbose=0)).max() for n in (2, 5, 16))
+
+        def replicas_agree(model):
+            parts = [v.values for v in model.variables if hasattr(v, "values")]
+            assert parts
+            return all(np.array_equal(*map(np.asarray, map(tf.convert_to_tensor, p))) for p in parts)
+
+        plain = trained(layers.BatchNormalization)
+        assert not replicas_agree(plain) and difference(plain) > 1e-3
+        lns = trained(layers.experimental.SyncBatchNormalization, tf_lns.tfmot.LNSScheme())
+        assert replicas_agree(lns) and difference(lns) == 0.0
+        assert "synchronized" not in layers.BatchNormalization(synchronized=True).get_config()
+        """
+    )

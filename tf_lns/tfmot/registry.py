@@ -345,8 +345,8 @@ def unsupported(layer: Any) -> str:
         cells = ", ".join(type(cell).__name__ for cell in inside.cells_of(layer))
         return (
             f"Layer {layer.name!r} of class RNN has a cell that tf_lns.tfmot does not know: "
-            f"{cells}. It knows SimpleRNNCell, LSTMCell, GRUCell, and such cells stacked in their natural "
-            f"order of states. Ways out: annotate only the other layers; {skip}"
+            f"{cells}. It knows SimpleRNNCell, LSTMCell, GRUCell, and such cells stacked in their "
+            f"natural order of states. Ways out: annotate only the other layers; {skip}"
         )
     return (
         f"Layer {layer.name!r} of class {type(layer).__module__}.{type(layer).__name__} has no row "
