@@ -334,9 +334,8 @@ class LNSGRUCell(GRUArithmetic, keras.layers.GRUCell):
     """`keras.layers.GRUCell` in LNS; one more argument, `lns_config`."""
 
 
-@register_layer(keras_hooks.ConvLSTMCell)
-class LNSConvLSTMCell(LSTMArithmetic, keras_hooks.ConvLSTMCell):
-    """The cell of `keras.layers.ConvLSTM1D` to `3D` in LNS; one more argument, `lns_config`."""
+class ConvLSTMArithmetic(LSTMArithmetic):
+    """The step of an LSTM whose products are convolutions."""
 
     @property
     def channel_axis(self) -> int:
@@ -356,6 +355,11 @@ class LNSConvLSTMCell(LSTMArithmetic, keras_hooks.ConvLSTMCell):
         ones = [1] * len(x.shape)
         ones[self.channel_axis] = -1
         return keras_ops.add(x, keras_ops.reshape(bias, ones))
+
+
+@register_layer(keras_hooks.ConvLSTMCell)
+class LNSConvLSTMCell(ConvLSTMArithmetic, keras_hooks.ConvLSTMCell):
+    """The cell of `keras.layers.ConvLSTM1D` to `3D` in LNS; one more argument, `lns_config`."""
 
 
 # --- Layers -----------------------------------------------------------------------------------

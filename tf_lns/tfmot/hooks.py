@@ -204,6 +204,11 @@ def begin_recurrent(layer: Any, inputs: Any, initial_state: Any, constants: Any)
     return layer._process_inputs(inputs, initial_state, constants)
 
 
+def renew_dropout(layer: Any, cell: Any) -> None:
+    """Lets the dropout masks of one of a recurrent layer's cells be new from here on."""
+    layer._maybe_reset_cell_dropout_mask(cell)
+
+
 def is_annotated(layer: Any) -> bool:
     """Whether tfmot has put its annotation around a layer."""
     return isinstance(layer, quantize_annotate.QuantizeAnnotate)
