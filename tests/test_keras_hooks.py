@@ -462,3 +462,22 @@ def test_name_alike(layer):
     other.build((None, 3))
     keras_hooks.name_alike(layer.kernel, other.bias)
     assert (layer.kernel.name, layer.kernel.path) == ("bias", "other/bias")
+
+
+def test_calls_of_a_functional_model():
+    inputs = keras.Input((6,), dtype="int32", name="in")
+    embedding, lstm = keras.layers.Embedding(9, 4, mask_zero=True), keras.layers.LSTM(3)
+    x = embedding(inputs)
+    y = lstm(x)
+    model = keras.Model(inputs, y)
+    calls = {call[0]: call for call in keras_hooks.graph_calls(model)}
+    _, args, _, outputs = calls[embedding]
+    assert args[0] is inputs
+    assert outputs[0] is x
+    _, args, kwargs, outputs = calls[lstm]
+    assert args[0] is x
+    assert outputs[0] is y
+    assert kwargs["mask"] is keras_hooks.mask_of(x)  # Keras adds it, made by an operation
+    assert not isinstance(keras_hooks.maker_of(kwargs["mask"]), keras.layers.Layer)
+    assert keras_hooks.maker_of(y) is lstm
+    assert keras_hooks.mask_of(inputs) is None

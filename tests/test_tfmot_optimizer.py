@@ -14,7 +14,7 @@ from tests.test_optimizers import OPTIONS, gradients_of, normal
 from tf_lns import keras_hooks, ops, reference
 from tf_lns.formats import LNSFormat
 from tf_lns.optimizers import bytes_per_parameter
-from tf_lns.tfmot import LNSSGD, InverseSqrtDecay, LNSAdamW, LNSMadam, optimizer_hooks
+from tf_lns.tfmot import LNSSGD, InverseSqrtDecay, LNSAdamW, LNSMadam, hooks
 from tf_lns.variable import LNSCell, LNSVariable, weight_scale
 
 F32 = np.float32
@@ -852,23 +852,23 @@ def test_hooks():
     optimizer.exclude_from_weight_decay(var_list=[net.trainable_variables[1]])
     train(net, x, y)
     variables = net.trainable_variables
-    assert [optimizer_hooks.variable_index(optimizer, v) for v in variables] == [0, 1, 2, 3]
-    assert [optimizer_hooks.use_weight_decay(optimizer, v) for v in variables] == [1, 0, 1, 1]
+    assert [hooks.variable_index(optimizer, v) for v in variables] == [0, 1, 2, 3]
+    assert [hooks.use_weight_decay(optimizer, v) for v in variables] == [1, 0, 1, 1]
     assert keras_hooks.is_built(optimizer)
     assert not keras_hooks.is_built(tf_keras.optimizers.Adam())
     base = tf_keras.optimizers.Optimizer
-    for name in vars(optimizer_hooks.FusedUpdate):
+    for name in vars(hooks.FusedUpdate):
         if name.startswith("_") and not name.startswith("__"):
             assert callable(getattr(base, name)), name
     extra = tf.Variable(1.0)
     before = list(optimizer.variables)
-    optimizer_hooks.add_variable(optimizer, extra)
+    hooks.add_state(optimizer, extra)
     assert optimizer.variables[-1] is extra
-    optimizer_hooks.drop_variables(optimizer, [extra])
+    hooks.drop_state(optimizer, [extra])
     assert all(a is b for a, b in zip(before, optimizer.variables, strict=True))
-    assert optimizer_hooks.serialized_rate(LNSMadam(0.5)) == 0.5
+    assert hooks.serialized_rate(LNSMadam(0.5)) == 0.5
     seen = []
-    optimizer_hooks.update_copies(optimizer, variables[0], lambda v, n: seen.append(n), 3)
+    hooks.update_copies(optimizer, variables[0], lambda v, n: seen.append(n), 3)
     assert seen == [3]
 
 
@@ -879,7 +879,7 @@ def test_hook_knows_when_a_legacy_file_is_loaded(tmp_path):
     @tf_keras.saving.register_keras_serializable(package="test_tfmot")
     class Noting(tf_keras.optimizers.Adam):
         def build(self, var_list):
-            seen.append(optimizer_hooks.loads_legacy_file())
+            seen.append(hooks.loads_legacy_file())
             super().build(var_list)
 
     net, x, y = plain_model(Noting())

@@ -441,6 +441,29 @@ def is_graph(model: Any) -> bool:
     return isinstance(model, keras.Sequential | Functional)
 
 
+def graph_calls(model: Any) -> Iterator[tuple[Any, tuple, dict[str, Any], list[Any]]]:
+    """The calls within a functional model in an order of execution.
+
+    Yields:
+        The layer or operation, its arguments, its keyword arguments, what it returned.
+    """
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if not node.is_input:
+                arguments = node.arguments
+                yield node.operation, arguments.args, dict(arguments.kwargs), list(node.outputs)
+
+
+def maker_of(tensor: Any) -> Any:
+    """The layer or operation that a symbolic tensor comes from."""
+    return tensor._keras_history.operation
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that Keras hands on with a tensor, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
 _new = threading.local()
 _new_lock = threading.Lock()
 _new_users = 0

@@ -365,9 +365,8 @@ class LNSGRUCell(GRUArithmetic, keras.layers.GRUCell):
     """`keras.layers.GRUCell` in LNS; one more argument, `lns_config`."""
 
 
-@register_layer(keras_hooks.ConvLSTMCell)
-class LNSConvLSTMCell(LSTMArithmetic, keras_hooks.ConvLSTMCell):
-    """The cell of `keras.layers.ConvLSTM1D` to `3D` in LNS; one more argument, `lns_config`."""
+class ConvLSTMArithmetic(LSTMArithmetic):
+    """The step of an LSTM whose products are convolutions."""
 
     @property
     def channel_axis(self) -> int:
@@ -394,6 +393,11 @@ class LNSConvLSTMCell(LSTMArithmetic, keras_hooks.ConvLSTMCell):
             return convolution_of(self)
         ones = (1,) * self.rank
         return convolution_of(self, strides=ones, dilations=ones, padding="same")
+
+
+@register_layer(keras_hooks.ConvLSTMCell)
+class LNSConvLSTMCell(ConvLSTMArithmetic, keras_hooks.ConvLSTMCell):
+    """The cell of `keras.layers.ConvLSTM1D` to `3D` in LNS; one more argument, `lns_config`."""
 
 
 # --- Layers -----------------------------------------------------------------------------------

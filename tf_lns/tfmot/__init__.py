@@ -9,10 +9,12 @@ Importing it imports tensorflow_model_optimization, which sets TF_USE_LEGACY_KER
 """
 
 from tf_lns.tfmot.callback import EnergyCallback
+from tf_lns.tfmot.convert import convert
 from tf_lns.tfmot.optimizer import LNSSGD, InverseSqrtDecay, LNSAdamW, LNSMadam
 from tf_lns.tfmot.quantize_config import LNSQuantizeConfig
 from tf_lns.tfmot.quantizer import LNSQuantizer
 from tf_lns.tfmot.scheme import LNSScheme
+from tf_lns.tfmot.strip import strip
 
 __all__ = [
     "LNSSGD",
@@ -23,4 +25,6 @@ __all__ = [
     "LNSQuantizeConfig",
     "LNSQuantizer",
     "LNSScheme",
+    "convert",
+    "strip",
 ]

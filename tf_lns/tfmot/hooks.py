@@ -1,6 +1,7 @@
 """Every private hook of tf_keras and tfmot that tf_lns.tfmot relies on, and nothing else.
 
-`tests/test_tfmot_hooks.py` checks each one and fails loudly when a release changes it.
+`tests/test_tfmot_hooks.py` (of optimizers `tests/test_tfmot_optimizer.py`) checks each one and
+fails loudly when a release changes it.
 """
 
 from __future__ import annotations
@@ -8,16 +9,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tensorflow as tf
 import tf_keras
-from tensorflow_model_optimization.python.core.quantization.keras import quantize_annotate
+from tensorflow_model_optimization.python.core.quantization.keras import (
+    quantize_annotate,
+    quantize_aware_activation,
+    quantize_layer,
+)
+from tf_keras.src.engine.functional import Functional
 from tf_keras.src.layers.core import tf_op_layer
 from tf_keras.src.mixed_precision.autocast_variable import AutoCastVariable
+from tf_keras.src.saving.legacy.saved_model.utils import in_tf_saved_model_scope
 
 from tf_lns import keras_hooks
+
+if TYPE_CHECKING:  # what the mixin stands before
+    _OptimizerMixin: TypeAlias = Any
+else:
+    _OptimizerMixin = object
 
 # --- Variables of a layer ---------------------------------------------------------------------
 
@@ -192,9 +204,49 @@ def begin_recurrent(layer: Any, inputs: Any, initial_state: Any, constants: Any)
     return layer._process_inputs(inputs, initial_state, constants)
 
 
+def renew_dropout(layer: Any, cell: Any) -> None:
+    """Lets the dropout masks of one of a recurrent layer's cells be new from here on."""
+    layer._maybe_reset_cell_dropout_mask(cell)
+
+
 def is_annotated(layer: Any) -> bool:
     """Whether tfmot has put its annotation around a layer."""
     return isinstance(layer, quantize_annotate.QuantizeAnnotate)
+
+
+def is_input_quantizer(layer: Any) -> bool:
+    """Whether a layer is the one by which tfmot quantizes inputs of a model."""
+    return isinstance(layer, quantize_layer.QuantizeLayer)
+
+
+def inner_layers(layer: Any) -> list[Any]:
+    """A layer and all layers inside it, outer before inner ones."""
+    return list(layer._flatten_layers())
+
+
+def attribute_of(layer: Any, variable: Any) -> str:
+    """Name of the attribute in which a layer has one of its own variables."""
+    return next(name for name, value in vars(layer).items() if value is variable)
+
+
+def quantized_weights(wrapper: Any) -> list[tuple[Any, Any, Any]]:
+    """The weights that tfmot's own wrapper quantizes: variable, quantizer and its variables."""
+    return list(wrapper._weight_vars)
+
+
+@contextlib.contextmanager
+def plain_activations(layer: Any) -> Iterator[None]:
+    """Inside, a layer and those in it have the activation functions that tfmot has wrapped."""
+    with Swapped() as swapped:
+        for inner in inner_layers(layer):
+            function = vars(inner).get("activation")
+            if isinstance(function, quantize_aware_activation.QuantizeAwareActivation):
+                function = function.activation
+            if isinstance(function, quantize_aware_activation.NoOpActivation):
+                function = tf_keras.activations.linear
+            if function is not vars(inner).get("activation"):
+                swapped.set(inner, "activation", function)
+        yield
 
 
 # --- Models -----------------------------------------------------------------------------------
@@ -207,6 +259,108 @@ def edges(model: Any) -> Iterator[tuple[Any, list[Any]]]:
             yield node.layer, tf.nest.flatten(node.inbound_layers) if node.parent_nodes else []
 
 
+def is_graph(model: Any) -> bool:
+    """Whether a model is Sequential or functional, and no subclass of a user's."""
+    return type(model) in (tf_keras.Sequential, Functional)
+
+
+def calls(model: Any) -> Iterator[tuple[Any, tuple, dict[str, Any], list[Any]]]:
+    """The calls within a functional model in an order of execution.
+
+    Yields:
+        The layer, its arguments, its keyword arguments and a list of what it returned.
+    """
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if not node.is_input:
+                outputs = tf.nest.flatten(node.outputs)
+                yield node.layer, tuple(node.call_args), dict(node.call_kwargs), outputs
+
+
+def maker_of(tensor: Any) -> Any:
+    """The layer that a symbolic tensor comes from."""
+    return tensor._keras_history.layer
+
+
 def output_layers(model: Any) -> list[Any]:
     """The layers whose outputs are the model's."""
     return list(model._output_layers)
+
+
+# --- Optimizers -------------------------------------------------------------------------------
+
+
+class FusedUpdate(_OptimizerMixin):
+    """Mixin before a `tf_keras.optimizers.Optimizer` whose update is one operation."""
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Nothing: `update_step` folds the decay in."""
+
+    def _deduplicate_sparse_grad(self, grads: Any) -> Any:
+        """The gradients as they are: `update_step` makes them dense, which adds repeated rows."""
+        return grads
+
+    def _update_step_xla(self, gradient: Any, variable: Any, key: int) -> Any:
+        """No compiled function for each variable, which would be given a copy of the variable."""
+        return self._update_step(gradient, variable)
+
+    def _clip_gradients(self, grads: Any) -> Any:
+        return super()._clip_gradients(self.before_clipping(list(grads)))
+
+    def before_clipping(self, gradients: list) -> list:
+        """Nothing; a subclass adds to it."""
+        return gradients
+
+
+def variable_index(optimizer: Any, variable: Any) -> int:
+    """Position of a variable among those the optimizer was built for."""
+    return optimizer._index_dict[optimizer._var_key(variable)]
+
+
+def use_weight_decay(optimizer: Any, variable: Any) -> bool:
+    """Whether `exclude_from_weight_decay` leaves a variable in."""
+    return optimizer._use_weight_decay(variable)
+
+
+def set_rate(optimizer: Any, rate: Any) -> None:
+    """Makes the variable of the learning rate, or the schedule with its variable."""
+    optimizer._learning_rate = optimizer._build_learning_rate(rate)
+
+
+def serialized_rate(optimizer: Any) -> Any:
+    """The learning rate for a configuration: a float, or a schedule's own configuration."""
+    rate = optimizer._serialize_hyperparameter(optimizer._learning_rate)
+    return rate if isinstance(rate, dict) else float(rate)
+
+
+def set_built(optimizer: Any) -> None:
+    """Says that the optimizer has its state."""
+    optimizer._built = True
+
+
+def add_state(optimizer: Any, variable: tf.Variable) -> None:
+    """Adds a variable to those that the optimizer saves and loads."""
+    optimizer._variables.append(variable)
+
+
+def drop_state(optimizer: Any, variables: list) -> None:
+    """Takes variables out of those that the optimizer saves and loads."""
+    dropped = {id(v) for v in variables}
+    order_state(optimizer, [v for v in optimizer._variables if id(v) not in dropped])
+
+
+def order_state(optimizer: Any, variables: list) -> None:
+    """Makes these the variables that the optimizer saves and loads."""
+    optimizer._variables = variables  # a new list: checkpoints refuse one that was changed
+
+
+def update_copies(optimizer: Any, variable: Any, update: Callable, *arguments: Any) -> None:
+    """Calls `update` with the variable on each device that has a copy of it."""
+    optimizer._distribution_strategy.extended.update(
+        variable, lambda copy: update(copy, *arguments)
+    )
+
+
+def loads_legacy_file() -> bool:
+    """Whether tf_keras is loading an HDF5 file or a SavedModel."""
+    return in_tf_saved_model_scope()

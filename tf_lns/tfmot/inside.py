@@ -19,6 +19,7 @@ from tf_lns.layers.conv import SeparableArithmetic
 from tf_lns.layers.mixin import ActivationMixin, is_tensor
 from tf_lns.layers.recurrent import (
     LNSLSTM,
+    ConvLSTMArithmetic,
     GRUArithmetic,
     LSTMArithmetic,
     SimpleRNNArithmetic,
@@ -199,6 +200,17 @@ class _LSTMView(_CellView, LSTMArithmetic):
     masks_per_gate = 4
 
 
+class _ConvLSTMView(_CellView, ConvLSTMArithmetic):
+    """The cell of a convolutional LSTM."""
+
+    masks_per_gate = 4
+
+    def __init__(self, cell: Any, *args: Any):
+        super().__init__(cell, *args)
+        self.data_format, self.padding = cell.data_format, cell.padding
+        self.input_conv, self.recurrent_conv = cell.input_conv, cell.recurrent_conv
+
+
 class _GRUView(_CellView, GRUArithmetic):
     """The cell of a GRU."""
 
@@ -213,8 +225,19 @@ class _GRUView(_CellView, GRUArithmetic):
         return kernel, recurrent_kernel, bias
 
 
-VIEWS = {"SimpleRNNCell": _SimpleRNNView, "LSTMCell": _LSTMView, "GRUCell": _GRUView}
+VIEWS = {
+    "SimpleRNNCell": _SimpleRNNView,
+    "LSTMCell": _LSTMView,
+    "GRUCell": _GRUView,
+    "ConvLSTMCell": _ConvLSTMView,
+}
 """The views of the cells of tf_keras, by the names of their classes."""
+
+
+def cells_of(layer: Any) -> list[Any]:
+    """The cells of a recurrent layer: its own, or those that are stacked in it."""
+    stacked = type(layer.cell).__name__ == "StackedRNNCells"
+    return list(layer.cell.cells) if stacked else [layer.cell]
 
 
 def range_count(cell: Any) -> int:
@@ -258,19 +281,66 @@ def _run_recurrent(
     if layer.time_major:
         inputs = tf.transpose(inputs, [1, 0, *range(2, len(inputs.shape))])
         mask = None if mask is None else tf.transpose(mask)
-    training = running.training
-    view = _LayerView(layer, running, [])
-    view.cell = VIEWS[_class_of(layer.cell)](layer.cell, running, inputs, initial_state, training)
-    with running_cell(view.cell, records=False):
-        last, outputs, states = view.loop(inputs, list(initial_state), mask, training)
+    mask = mask[0] if isinstance(mask, list | tuple) else mask
+    cells = cells_of(layer)
+    if layer.cell is cells[0]:
+        last, output, states = _loop(layer, running, cells[0], inputs, initial_state, mask)
+    else:
+        last, output, states = _run_stack(layer, running, cells, inputs, initial_state, mask)
     if layer.stateful:
-        for variable, state in zip(layer.states, states, strict=True):
+        assigned = zip(tf.nest.flatten(layer.states), tf.nest.flatten(states), strict=True)
+        for variable, state in assigned:
             variable.assign(tf.cast(state, variable.dtype))
-    output = outputs if layer.return_sequences else last
-    if layer.return_sequences and layer.time_major:
+    if not layer.return_sequences:
+        output = last
+    elif layer.time_major:
         output = tf.transpose(output, [1, 0, *range(2, len(output.shape))])
     return [output, *states] if layer.return_state else output
 
 
-def _class_of(cell: Any) -> str:
-    return type(cell).__name__
+def _run_stack(
+    layer: Any, running: Running, cells: list, sequence: Any, states: Any, mask: Any
+) -> tuple[Any, Any, list]:
+    """Stacked cells, one after the other over the whole time: what the stack does step by step.
+
+    So the products with the inputs are one product for each cell.
+    """
+    final, last = [], None
+    for i, (cell, given) in enumerate(zip(cells, states, strict=True)):
+        if i > 0:
+            hooks.renew_dropout(layer, cell)
+            view: Any = View(layer, running, running.take(1))
+            sequence = view.quantize_activation(sequence, 0, running.training)
+        backwards = layer.go_backwards and i == 0
+        last, sequence, state = _loop(
+            layer,
+            running,
+            cell,
+            sequence,
+            tf.nest.flatten(given),
+            mask,
+            go_backwards=backwards,
+            return_sequences=layer.return_sequences or cell is not cells[-1],
+        )
+        final.append(tf.nest.pack_sequence_as(cell.state_size, state))
+        mask = tf.reverse(mask, [1]) if backwards and mask is not None else mask
+    return last, sequence, final
+
+
+def _loop(
+    layer: Any,
+    running: Running,
+    cell: Any,
+    sequence: Any,
+    states: Any,
+    mask: Any,
+    **others: Any,
+) -> tuple[Any, Any, list]:
+    """The last output, all outputs and the final states of one cell."""
+    training = running.training
+    view = _LayerView(layer, running, [])
+    vars(view).update(others)
+    view.cell = VIEWS[type(cell).__name__](cell, running, sequence, states, training)
+    with running_cell(view.cell, records=False):
+        last, outputs, final = view.loop(sequence, list(states), mask, training)
+    return last, outputs, list(final)

@@ -18,7 +18,8 @@ from tf_lns.optimizers.core import OptimizerCore, kind_numbers
 from tf_lns.optimizers.madam import MadamRule
 from tf_lns.optimizers.schedules import InverseSqrtRule
 from tf_lns.optimizers.weights import all_initialized
-from tf_lns.tfmot import optimizer_hooks
+from tf_lns.tfmot import hooks
+from tf_lns.tfmot.gradients import left_to_the_optimizer
 
 
 @tf_keras.saving.register_keras_serializable(package="tf_lns")
@@ -37,7 +38,7 @@ class InverseSqrtDecay(InverseSqrtRule, tf_keras.optimizers.schedules.LearningRa
     """
 
 
-class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
+class TFKerasOptimizer(OptimizerCore, hooks.FusedUpdate):
     """Mixin of the optimizers of weights in LNS; stands before a `tf_keras` optimizer.
 
     What `tf_lns.optimizers.base.LNSOptimizer` is for Keras. Weights in LNS are either bare
@@ -58,14 +59,19 @@ class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
         keras_hooks.set_untracked(self, "_variables_built_for", list(var_list))
         if all_initialized(self._variables_built_for):
             # From an HDF5 file the scale comes later; weights stay as they are until it does.
-            self._create_state(move=not optimizer_hooks.loads_legacy_file())
+            self._create_state(move=not hooks.loads_legacy_file())
         super().build(var_list)  # averages begin with weights that lie on the grid
-        optimizer_hooks.set_built(self)
+        hooks.set_built(self)
 
     @property
     def built(self) -> bool:
         """Whether the optimizer knows its variables."""
         return bool(getattr(self, "_built", False))
+
+    def compute_gradients(self, loss: Any, var_list: Any, tape: Any = None) -> list:
+        """As in tf_keras; Q_G acts on the sum, in `apply_gradients`."""
+        with left_to_the_optimizer():
+            return super().compute_gradients(loss, var_list, tape)
 
     def _trained(self) -> list:
         return self._variables_built_for
@@ -109,14 +115,14 @@ class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
         else:
             with tf.distribute.get_strategy().extended.colocate_vars_with(beside):
                 variable = tf.Variable(value, **arguments)
-        optimizer_hooks.add_variable(self, variable)
+        hooks.add_state(self, variable)
         return variable
 
     def _index_of(self, variable: Any) -> int:
-        return optimizer_hooks.variable_index(self, variable)
+        return hooks.variable_index(self, variable)
 
     def _decays(self, variable: Any) -> bool:
-        return optimizer_hooks.use_weight_decay(self, variable)
+        return hooks.use_weight_decay(self, variable)
 
     def _count_nonfinite(self, number: tf.Tensor) -> None:
         # Each replica in its own copy; gradients have been added up, so all count the same.
@@ -162,15 +168,15 @@ class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
             return
         kinds = self._kinds_from(np.asarray(weights[at]))
         if kinds != [state.kind for state in self._states]:
-            optimizer_hooks.drop_variables(self, [self._kinds, *self._state_variables])
+            hooks.drop_state(self, [self._kinds, *self._state_variables])
             rest = list(self.variables)
             self._create_state(move=False, kinds=kinds)
             made = self.variables[len(rest) :]
-            optimizer_hooks.order_variables(self, [*rest[:at], *made, *rest[at:]])
+            hooks.order_state(self, [*rest[:at], *made, *rest[at:]])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        rate = optimizer_hooks.serialized_rate(self)
+        rate = hooks.serialized_rate(self)
         return {**super().get_config(), **self._lns_config(), "learning_rate": rate}
 
     @classmethod
@@ -202,7 +208,7 @@ class TFKerasOptimizer(OptimizerCore, optimizer_hooks.FusedUpdate):
         for variable in var_list:
             state = self._states[self._index_of(variable)]
             if state.kind == "grid":
-                optimizer_hooks.update_copies(self, variable, self._put_on_grid, state)
+                hooks.update_copies(self, variable, self._put_on_grid, state)
 
     def _put_on_grid(self, variable: Any, state: Any) -> None:
         variable.assign(self._nearest_on_grid(variable, state))
@@ -284,7 +290,7 @@ class LNSMadam(MadamRule, TFKerasOptimizer, tf_keras.optimizers.Optimizer):
     ):
         rate = self._check_own_rate(InverseSqrtDecay() if learning_rate is None else learning_rate)
         super().__init__(name=name, weight_decay=check_decay(weight_decay), **kwargs)
-        optimizer_hooks.set_rate(self, rate)
+        hooks.set_rate(self, rate)
         self._configure(storage, rounding, gradients, lns_weights, seed)
         self._configure_rule(
             beta=beta,

@@ -40,6 +40,14 @@ def _before_last(layer: Any, weight: Any) -> tuple[int, ...]:
     return (len(weight.shape) - 2,)
 
 
+def _local(layer: Any, weight: Any) -> tuple[int, ...]:
+    """Of what has a kernel at each place: one that is kept sparse has no axis of channels."""
+    rank = len(weight.shape)
+    if layer.implementation == 2 and layer.data_format == "channels_first":
+        return (rank // 2,)
+    return () if layer.implementation == 3 else (rank - 1,)
+
+
 @dataclasses.dataclass(frozen=True)
 class Weight:
     """A weight that a product reads: where it is, and its axes of output channels."""
@@ -144,20 +152,22 @@ class AttentionRow(Row):
 
 
 class RecurrentRow(Row):
-    """A loop over time around a cell."""
+    """A loop over time around a cell, or around cells that are stacked."""
 
     def weights_of(self, layer: Any) -> Iterator[Weight]:
-        """The kernels of the cell."""
-        for name in ("kernel", "recurrent_kernel"):
-            yield Weight(layer.cell, name, _last(layer, getattr(layer.cell, name)))
+        """The kernels of the cells."""
+        for cell in inside.cells_of(layer):
+            for name in ("kernel", "recurrent_kernel"):
+                yield Weight(cell, name, _last(layer, getattr(cell, name)))
 
     def quantizes_errors(self, layer: Any) -> bool:
         """In each time step."""
         return True
 
     def ranges_inside(self, layer: Any) -> int:
-        """The operands of the products with the state."""
-        return inside.range_count(layer.cell)
+        """The operands of the products with the states, and the inputs of stacked cells."""
+        cells = inside.cells_of(layer)
+        return sum(inside.range_count(cell) for cell in cells) + len(cells) - 1
 
     def install(self, layer: Any, running: inside.Running) -> None:
         """Runs the loop of tf_lns."""
@@ -226,13 +236,17 @@ _add(
     _product(("kernel", lambda layer, weight: LNSEinsumDense.gradient_axis(layer, weight))),
     "EinsumDense",
 )
+_add(_product(("kernel", _local)), "LocallyConnected1D", "LocallyConnected2D")
 _add(_product(("embeddings", _last), operands=0), "Embedding")
 _add(
     SeparableRow("product", (("depthwise_kernel", _last_two), ("pointwise_kernel", _last))),
     *("SeparableConv1D", "SeparableConv2D"),
 )
 _add(AttentionRow("product", operands=3), "MultiHeadAttention")
-_add(RecurrentRow("product", operands=1), "SimpleRNN", "LSTM", "GRU")
+_add(
+    RecurrentRow("product", operands=1),
+    *("SimpleRNN", "LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
+)
 _add(_product(), "Dot")
 _add(
     Row("values"),
@@ -262,6 +276,9 @@ CUSTOM = CustomRow("product")
 """The row of layers of unknown classes that a user annotated with an `LNSQuantizeConfig`."""
 
 
+_CELLS = (_layers.SimpleRNNCell, _layers.LSTMCell, _layers.GRUCell)
+
+
 def row_of(layer: Any) -> Row | None:
     """The row of a layer's class, matched exactly; None where there is none."""
     if type(layer) is _layers.TimeDistributed:
@@ -271,8 +288,9 @@ def row_of(layer: Any) -> Row | None:
         row, other = row_of(layer.forward_layer), row_of(layer.backward_layer)
         return AroundRow(row, "forward_layer", "backward_layer") if row and other else None
     if type(layer) is _layers.RNN:
-        known = type(layer.cell) in (_layers.SimpleRNNCell, _layers.LSTMCell, _layers.GRUCell)
-        return _ROWS[_layers.LSTM] if known else None
+        known = all(type(cell) in _CELLS for cell in inside.cells_of(layer))
+        turned = getattr(layer.cell, "reverse_state_order", False)
+        return _ROWS[_layers.LSTM] if known and not turned else None
     return _ROWS.get(type(layer))
 
 
@@ -322,6 +340,13 @@ def unsupported(layer: Any) -> str:
             f"Layer {layer.name!r} is an operation on tensors, or a function, which tfmot cannot "
             "copy. Ways out: write it as a layer (Add, Multiply, Rescaling, Activation, or one of "
             f"your own); {skip}"
+        )
+    if type(layer) is _layers.RNN:
+        cells = ", ".join(type(cell).__name__ for cell in inside.cells_of(layer))
+        return (
+            f"Layer {layer.name!r} of class RNN has a cell that tf_lns.tfmot does not know: "
+            f"{cells}. It knows SimpleRNNCell, LSTMCell, GRUCell, and such cells stacked in their "
+            f"natural order of states. Ways out: annotate only the other layers; {skip}"
         )
     return (
         f"Layer {layer.name!r} of class {type(layer).__module__}.{type(layer).__name__} has no row "

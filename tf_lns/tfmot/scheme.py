@@ -29,7 +29,8 @@ class LNSScheme(tfmot.quantization.keras.QuantizeScheme):
 
     Weights become integers, chosen from the values they have; `quantize_apply` copies the model
     first. Activations, errors and gradients have the formats of the config, or of a layer's own
-    `LNSQuantizeConfig`. Q_G acts in the optimizer, if that is one of `tf_lns.tfmot`.
+    `LNSQuantizeConfig`. Q_G acts in an optimizer
+    of `tf_lns.tfmot`, and for any other one as a gradient leaves its layer.
 
     Args:
         config: `LNSConfig`, its dict, or None for the defaults.

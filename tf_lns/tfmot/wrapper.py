@@ -11,6 +11,7 @@ import tf_keras
 
 from tf_lns.layers.mixin import ActivationMixin
 from tf_lns.tfmot import hooks, weights
+from tf_lns.tfmot.gradients import quantize_weight_gradient
 from tf_lns.tfmot.inside import Running
 from tf_lns.tfmot.quantize_config import LNSQuantizeConfig
 from tf_lns.tfmot.quantizer import Recorded
@@ -92,7 +93,7 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
         hooks.mark_built(self, input_shape)
 
     def _make_integers(self) -> None:
-        found = list(self._row.weights_of(self.layer)) if self.lns_config.weights else []
+        found = list(self._row.weights_of(self.layer))
         kinds = self._integer_weights
         if kinds is None:
             kinds = tuple(weights.becomes_integer(weight.variable) for weight in found)
@@ -132,6 +133,11 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
     def input_ranges(self) -> list[Any]:
         """Recorded abs-max of each quantized activation, the output's last."""
         return list(self._ranges)
+
+    @property
+    def operands(self) -> int:
+        """How many of the ranges are of inputs; they come first, and the output's last."""
+        return min(self._operands, len(self._ranges))
 
     @property
     def lns_variables(self) -> list[Any]:
@@ -223,10 +229,11 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
         return function(self.quantize_error(z), *args, **kwargs)
 
     def _read(self, holder: Any, variable: Any) -> tf.Tensor:
-        """Q_W of a weight, in the dtype of its layer's products."""
+        """Q_W of a weight, in the dtype of its layer's products; its gradient through Q_G."""
         cell = weights.cell_of(variable)
         assert isinstance(cell, LNSCell)
-        return tf.cast(cell.read(cell.seen), holder.compute_dtype)
+        value = quantize_weight_gradient(cell.read(cell.seen), cell)
+        return tf.cast(value, holder.compute_dtype)
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         """As the layer does."""
