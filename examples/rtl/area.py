@@ -189,7 +189,8 @@ for static CMOS; "vs INT8" compares transistors. The path is the longest one in 
 {rows}
 
 Transistors of each of 16 terms for narrower and wider accumulators, in parentheses against INT8
-with 24 bits. The same headroom means the same largest term, so that fewer bits drop smaller terms:
+with 24 bits. The largest term is the same for each; a narrower accumulator loses more of the small
+ones:
 
 | Unit | 12 bits | 16 | 20 | 24 | 32 |
 |---|--:|--:|--:|--:|--:|
