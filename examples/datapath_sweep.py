@@ -113,10 +113,11 @@ def draw(report: dict, tables: list[int], accumulators: list[int], path: pathlib
     figure, axes = plt.subplots(
         figsize=(1.9 + 1.35 * len(accumulators), 2.1 + 0.75 * len(tables)), constrained_layout=True
     )
-    image = axes.imshow(means, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    low = 5 * int(means.min() // 5)
+    image = axes.imshow(means, cmap="viridis", vmin=low, vmax=100, aspect="auto")
     for i, row in enumerate(cells):
         for j, cell in enumerate(row):
-            color = "white" if means[i, j] < 60 else "black"
+            color = "white" if means[i, j] < (low + 100) / 2 else "black"
             axes.text(j, i - 0.1, f"{means[i, j]:.1f}", ha="center", va="center", color=color)
             spread = f"{min(cell):.1f} to {max(cell):.1f}"
             axes.text(j, i + 0.24, spread, ha="center", va="center", color=color, fontsize=7)
@@ -149,6 +150,13 @@ def started(path: pathlib.Path, settings: dict) -> dict:
             "another --output, or remove it."
         )
     return report
+
+
+def write(report: dict, path: pathlib.Path) -> None:
+    """Writes the report; whoever is interrupted in it keeps the one before."""
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(report, indent=1) + "\n")
+    beside.replace(path)
 
 
 def numbers(text: str) -> list[int]:
@@ -199,8 +207,9 @@ def main(arguments: list[str] | None = None) -> None:
             progress.update(whole, description=f"seed {seed}, {name}")
             run = train(cells[name], seed, given.epochs, data, progress, whole)
             report["runs"].setdefault(name, {})[str(seed)] = run
-            path.write_text(json.dumps(report, indent=1) + "\n")
+            write(report, path)
             progress.update(whole, accuracy=f"{run['accuracy']:.1%}")
+    write(report, path)
     for name in cells:
         found = [100 * run["accuracy"] for run in report["runs"][name].values()]
         console.print(

@@ -720,15 +720,15 @@ def test_a_call_of_its_own_is_refused_before_anything_changes():
 class Doubled(keras.layers.MultiHeadAttention):
     """Its products are in methods that the call still uses."""
 
-    def call(self, query, value, **named):
-        return 2 * super().call(query, value, **named)
+    def call(self, query, value, key=None, **named):
+        return 2 * super().call(query, value, key, **named)
 
 
 class Projected(keras.layers.MultiHeadAttention):
     """One product more, which is float."""
 
-    def call(self, query, value, **named):
-        y = super().call(query, value, **named)
+    def call(self, query, value, key=None, **named):
+        y = super().call(query, value, key, **named)
         return tf.einsum("abc,cd->abd", y, tf.eye(y.shape[-1]))
 
 

@@ -106,7 +106,7 @@ def refuse_derivatives(results: list[tf.Tensor], sources: list[tf.Tensor], messa
 def watched_operations(watch: Callable[[str], None]) -> Iterator[None]:
     """Inside, on this thread, `watch` gets the type of each operation run or put into a graph."""
 
-    def callback(op_type: Any, inputs: Any, attrs: Any, outputs: Any, **where: Any) -> None:
+    def callback(op_type: Any, *about: Any, **more: Any) -> None:
         watch(op_type.decode() if isinstance(op_type, bytes) else op_type)
 
     op_callbacks.add_op_callback(callback)
