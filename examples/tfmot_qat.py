@@ -46,8 +46,6 @@ with silent_stderr():
     import tf_lns
     import tf_lns.tfmot
 
-tf.get_logger().setLevel("ERROR")  # that each model has a step of its own is meant
-
 quantize_annotate_model = tfmot.quantization.keras.quantize_annotate_model
 quantize_apply = tfmot.quantization.keras.quantize_apply
 layers = tf_keras.layers
@@ -57,7 +55,7 @@ EXPERIMENTS = ("fine-tuned", "from scratch")
 
 
 def conv_net(widths: tuple[int, ...] = (16, 32, 64)) -> tf_keras.Model:
-    """Blocks of convolution, BatchNormalization, ReLU and pooling: 29,530 parameters."""
+    """Blocks of convolution, BatchNormalization, ReLU and pooling: 29,178 parameters."""
     model = tf_keras.Sequential([layers.Input((28, 28, 1))], name="conv_net")
     for width in widths:
         model.add(layers.Conv2D(width, 3, padding="same", use_bias=False))
@@ -300,6 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("tfmot_qat_output"))
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
+    tf.get_logger().setLevel("ERROR")  # that each model has a step of its own is meant
     console = Console()
     before, after = options.epochs
     console.print(
