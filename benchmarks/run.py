@@ -13,6 +13,9 @@ import datetime
 import json
 import os
 import pathlib
+import subprocess
+import sys
+import tempfile
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -92,6 +95,10 @@ def rows(results: dict[str, Any]) -> list[Row]:
     for net, figures in results.get("energy", {}).items():
         what = f"fit of {net}, steps of {figures['step_ms']:.0f} ms, with EnergyCallback"
         table.append(Row(what, "without", ("energy", net, "ratio"), 1.01))
+    for net in results.get("tfmot", {}):
+        for rival, optimizer in (("lns_adam", "Adam"), ("lns_madam", "LNS-Madam")):
+            what = f"tf_keras training step, {net}, LNSScheme with {optimizer}"
+            table.append(Row(what, "tfmot 8 bit, Adam", ("tfmot", net, "to_tfmot", rival), 1.05))
     for rival in ("lns", "lns_1_byte_v"):
         for field in ("at_rest", "peak"):
             table.append(
@@ -108,6 +115,16 @@ def rows(results: dict[str, Any]) -> list[Row]:
             table.append(row)
     table.append(Row("import tf_lns over import keras", "", ("import", "over_keras_s"), 0.3, " s"))
     return table
+
+
+def apart(script: str, *arguments: str) -> Any:
+    """Runs a benchmark in a process of its own; tfmot changes `tf.keras` where it is imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "results.json"
+        path = str(pathlib.Path(__file__).with_name(script))
+        command = [sys.executable, path, *arguments, "--json", str(file)]
+        subprocess.run(command, check=True, capture_output=True)
+        return json.loads(file.read_text())
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -155,6 +172,7 @@ def main() -> None:
         "codec": lambda: bench_codec.run(repeats=rounds),
         "step": lambda: bench_step.run(rounds=4 * rounds),
         "step_jit": lambda: bench_step.run(rounds, jit=True, nets=["conv_net", "mlp_4m"]),
+        "tfmot": lambda: apart("bench_tfmot.py", "--rounds", str(4 * rounds)),
         "convert": lambda: bench_convert.run(1 if arguments.quick else 3),
         "energy": lambda: bench_energy.run(rounds),
         "memory": lambda: bench_memory.run(5_000_000 if arguments.quick else 50_000_000),

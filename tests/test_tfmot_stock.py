@@ -191,12 +191,14 @@ def test_batch_norm_on_two_devices_predicts_by_place_in_the_batch(run_python):
 
         def difference(model):
             whole = model.predict(x, batch_size=20, verbose=0)
-            return max(np.abs(whole[:n] - model.predict(x[:n], verbose=0)).max() for n in (2, 5, 16))
+            parts = [(whole[:n], model.predict(x[:n], verbose=0)) for n in (2, 5, 16)]
+            return max(np.abs(a - b).max() for a, b in parts)
 
         def replicas_agree(model):
             parts = [v.values for v in model.variables if hasattr(v, "values")]
             assert parts
-            return all(np.array_equal(*map(np.asarray, map(tf.convert_to_tensor, p))) for p in parts)
+            values = [[np.asarray(tf.convert_to_tensor(v)) for v in pair] for pair in parts]
+            return all(np.array_equal(*pair) for pair in values)
 
         plain = trained(layers.BatchNormalization)
         assert not replicas_agree(plain) and difference(plain) > 1e-3

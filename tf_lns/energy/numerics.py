@@ -47,7 +47,9 @@ def _integer_weights(model: Any) -> list[tuple[str, Any]]:
             else keras_hooks.tf_keras_sublayers(layer)
         )
         for child in below:
-            visit(child, f"{path}/{child.name}".lstrip("/"))
+            # A wrapper that runs a layer's `call` is, in the graph, the layer itself.
+            inside = path if getattr(layer, "runs_layer", False) else f"{path}/{child.name}"
+            visit(child, inside.lstrip("/"))
 
     visit(model, "")
     return list(found.values())
@@ -65,7 +67,7 @@ def _of_codes(layer: str, variable: Any) -> TensorNumerics:
     first, counts = _trimmed(np.bincount(exponents, minlength=_INFINITE + 1))
     magnitudes = np.abs(codes.astype(np.int32))
     return TensorNumerics(
-        tensor=getattr(variable, "path", None) or variable.name.split(":")[0],
+        tensor=getattr(variable, "path", None) or f"{layer}/{_last_name(variable)}".lstrip("/"),
         layer=layer,
         role="weights",
         format=str(format),
@@ -78,6 +80,11 @@ def _of_codes(layer: str, variable: Any) -> TensorNumerics:
         smallest=float(np.log2(scale)),
         largest=float(np.log2(scale) + format.octaves),
     )
+
+
+def _last_name(variable: Any) -> str:
+    """What tf_keras calls a variable, without what it was built within."""
+    return variable.name.split(":")[0].split("/")[-1]
 
 
 def _exponents(x: np.ndarray) -> np.ndarray:

@@ -41,6 +41,9 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
         **kwargs: As in `tf_keras.layers.Layer`.
     """
 
+    runs_layer = True
+    """In the energy account, what is inside has the wrapper's name."""
+
     _cells: list[tuple[Weight, Any]]
     _ranges: list[Any]
 

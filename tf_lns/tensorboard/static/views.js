@@ -382,7 +382,8 @@ function numerics({ numerics: found, failed, draw }) {
   if (failed || found.tensors.length === 0) {
     $("numerics-field").hidden = true;
     $("numerics").replaceChildren(nothing(failed
-      ?? "This run has no numerics; the callback writes them at an interval that it is given."));
+      ?? "This run has no numerics. The callback writes those of tensors in LNS, at an interval "
+        + "that it is given."));
     return;
   }
   $("numerics-field").hidden = false;
