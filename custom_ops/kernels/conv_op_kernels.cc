@@ -4,65 +4,18 @@
 #include <cstring>
 #include <memory>
 
+#include "kernels/conv_shape.h"
 #include "kernels/depthwise_kernels.h"
 #include "kernels/dispatch.h"
 #include "kernels/op_helpers.h"
 #include "kernels/patches.h"
 #include "kernels/product_kernels.h"
 #include "kernels/product_op_helpers.h"
-#include "ops/conv_attributes.h"
 
 namespace lns {
 namespace {
 
 int64_t Pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
-
-// Sizes of one convolution.
-struct ConvShape {
-  WindowAxis axes[kSpatialAxes];
-  int64_t images = 0, channels = 0, filters = 0;
-  int64_t groups = 1, group_channels = 0, group_filters = 0;
-  int64_t taps = 1;  // of a filter
-  TensorShape output;
-
-  Status Init(const ConvAttributes& attributes, const TensorShape& x,
-              const TensorShape& kernel) {
-    if (x.dims() != 5 || kernel.dims() != 5) {
-      return InvalidArgument("x and kernel must have rank 5, got ", x.DebugString(),
-                             " and ", kernel.DebugString());
-    }
-    images = x.dim_size(0);
-    channels = x.dim_size(4);
-    group_channels = kernel.dim_size(3);
-    filters = kernel.dim_size(4);
-    groups = attributes.groups;
-    if (filters % groups != 0) {
-      return InvalidArgument("groups must divide the output channels of kernel, got ",
-                             groups, " and ", kernel.DebugString());
-    }
-    if (channels != group_channels * groups) {
-      return InvalidArgument("x must have ", groups,
-                             " times the channels of kernel, got ", x.DebugString(),
-                             " and ", kernel.DebugString());
-    }
-    group_filters = filters / groups;
-    TF_RETURN_IF_ERROR(output.AddDimWithStatus(images));
-    for (int i = 0; i < kSpatialAxes; ++i) {
-      if (kernel.dim_size(i) == 0) {
-        return InvalidArgument("kernel must have a tap on each axis, got ",
-                               kernel.DebugString());
-      }
-      axes[i] = attributes.Axis(i, x.dim_size(1 + i), kernel.dim_size(i));
-      taps *= kernel.dim_size(i);
-      TF_RETURN_IF_ERROR(output.AddDimWithStatus(axes[i].outputs()));
-    }
-    return output.AddDimWithStatus(filters);
-  }
-
-  // Terms of an output.
-  int64_t k() const { return taps * group_channels; }
-  bool depthwise() const { return groups > 1 && group_channels == 1; }
-};
 
 Status CheckScaleValues(const Tensor& scale, const char* name) {
   const float* values = scale.flat<float>().data();
