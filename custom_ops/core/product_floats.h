@@ -11,9 +11,10 @@ namespace lns {
 
 struct ProductPlan;
 
-// In all of them a term is the float that comes out, truncated to an integer. Numbers
-// of operands are the bits of a float with the sign of the code; entry [code +
-// max_code].
+// In all of them a term is the float that comes out, truncated to an integer. The
+// number of a code other than 0 is a float of its sign, whose other bits are
+// mantissa[r] +
+// ((q + field) << 23) for the exponent q * factor + r. The number of code 0 is 0.
 struct FloatTerms {
   enum class Kind {
     kNone,
@@ -25,16 +26,25 @@ struct FloatTerms {
     // That, the table's part of its fraction cleared, times the table's entry. Bins: an
     // entry of 1 for the terms of the bin, 0 for others.
     kTable,
+    // The term of the sum of magnitudes, from memory: the slowest, for what is left. A
+    // number is a sign and the code's magnitude; code 0 counts as `beyond`.
+    kMemory,
   };
   static constexpr int kMaxTable = 16;
 
   Kind kind = Kind::kNone;
-  std::vector<uint32_t> a, b;
+  std::vector<uint32_t> mantissa;
+  int a_field = 0, b_field = 0;
   int table_bits = 0;
   float entry[kMaxTable] = {};  // of kTable; [h]
+  int beyond = 0;
+  std::vector<int32_t> term;  // of kMemory; [sum of magnitudes], 0 from `beyond` on
 
   FloatTerms() = default;
   explicit FloatTerms(const ProductPlan& plan);
+
+ private:
+  bool InFloats(const ProductPlan& plan);
 };
 
 // A term as that of one operand's octave 0, times a power of two: exact, until it is

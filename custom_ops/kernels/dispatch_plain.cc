@@ -123,7 +123,13 @@ const ProductKernels& ProductsOf(InstructionSet set, const ProductPlan& plan, in
     default:
       break;
   }
-  if (m < kManyRows) std::swap(best_first[1], best_first[2]);
+  if (plan.datapath.vector_size < 4) {
+    std::swap(best_first[0], best_first[2]);  // the others prepare four terms and more
+  } else if (m < kManyRows) {
+    std::swap(best_first[1], best_first[2]);
+  } else if (plan.bins > 2) {
+    std::swap(best_first[0], best_first[1]);  // many tables of bytes for each bin
+  }
   for (const ProductKernels* kernels : best_first) {
     if (kernels != nullptr && kernels->can(plan, k)) return *kernels;
   }

@@ -173,7 +173,7 @@ class Runner {
     // Several in a row, so that a b they have in common is packed once.
     const int64_t pieces = std::min<int64_t>(count, 8 * threads_);
     std::vector<Tensor> packed(pieces);
-    for (Tensor& buffer : packed) TF_RETURN_IF_ERROR(Allocate(&buffer));
+    for (Tensor& buffer : packed) TF_RETURN_IF_ERROR(Allocate(n_, &buffer));
     ShareOut(ctx_, pieces, Nanoseconds(m_, n_) * count / pieces, [&](int64_t piece) {
       const char* packed_b = nullptr;
       const int64_t end = count * (piece + 1) / pieces;
@@ -195,14 +195,14 @@ class Runner {
     return (0.03 * rows + 0.3) * k_ * columns * plan_.bins;
   }
 
-  Status Allocate(Tensor* packed) const {
-    const int64_t size = std::max<int64_t>(kernels_.packed_size(plan_, k_, n_), 1);
+  Status Allocate(int64_t columns, Tensor* packed) const {
+    const int64_t size = std::max<int64_t>(kernels_.packed_size(plan_, k_, columns), 1);
     return ctx_->allocate_temp(tensorflow::DT_INT8, {size}, packed);
   }
 
   void Pack(const Multiplication& one, int64_t begin, int64_t end, Tensor* packed) {
-    if (!kernels_.pack(plan_, one.b, one.b_row, one.b_column, k_, n_, begin, end,
-                       packed->data())) {
+    if (!kernels_.pack(plan_, one.b, one.b_row, one.b_column, k_, one.block.n, begin,
+                       end, packed->data())) {
       good_ = false;
     }
   }
@@ -210,47 +210,67 @@ class Runner {
   // One product on all threads: its columns are shared out, and its rows where there
   // are too few columns.
   Status Divided(const Multiplication& one) {
-    if (packed_.NumElements() == 0) TF_RETURN_IF_ERROR(Allocate(&packed_));
     const int64_t panels = CeilOf(n_, kProductPanel);
     const int64_t wanted = threads_ == 1 ? 1 : 4 * threads_;
     const int64_t width = CeilOf(panels, std::min(wanted, panels)) * kProductPanel;
     const int64_t across = CeilOf(n_, width);
     const int64_t down =
         std::max<int64_t>(1, std::min(CeilOf(wanted, across), m_ / kRowsPerPiece));
-    const auto compute = [&](int64_t piece_down, int64_t begin, int64_t end) {
-      ProductBlock block = one.block;
-      const int64_t first = m_ * piece_down / down;
-      block.m = m_ * (piece_down + 1) / down - first;
-      block.a = static_cast<const char*>(block.a) + first * block.row_stride * Size();
-      block.packed = packed_.data();
-      block.begin = begin;
-      block.end = end;
-      if (block.accumulators) {
-        block.accumulators += first * block.result_stride * plan_.bins;
-      }
-      if (block.product) block.product += first * block.result_stride;
-      block.row_scale += first * block.row_scale_stride;
-      kernels_.rows(plan_, block);
-    };
-    if (down == 1) {
-      ShareOut(ctx_, across, Nanoseconds(m_, n_) / across, [&](int64_t i) {
-        const int64_t begin = i * width, end = std::min(n_, begin + width);
-        Pack(one, begin, end, &packed_);
-        compute(0, begin, end);
-      });
-      return absl::OkStatus();
-    }
+    if (down == 1) return ByColumns(one, across, width);
+    if (packed_.NumElements() == 0) TF_RETURN_IF_ERROR(Allocate(n_, &packed_));
     Parallel(ctx_, n_, 0.3 * k_,
              [&](int64_t begin, int64_t end) { Pack(one, begin, end, &packed_); });
     ShareOut(ctx_, across * down, Nanoseconds(m_, n_) / (across * down),
              [&](int64_t i) {
-               const int64_t begin = i % across * width;
-               compute(i / across, begin, std::min(n_, begin + width));
+               const int64_t first = m_ * (i / across) / down;
+               const int64_t last = m_ * (i / across + 1) / down;
+               ProductBlock block = one.block;
+               block.m = last - first;
+               block.a = static_cast<const char*>(block.a) +
+                         first * block.row_stride * (plan_.a.bits <= 8 ? 1 : 2);
+               block.packed = packed_.data();
+               block.begin = i % across * width;
+               block.end = std::min(n_, block.begin + width);
+               if (block.accumulators) {
+                 block.accumulators += first * block.result_stride * plan_.bins;
+               }
+               if (block.product) block.product += first * block.result_stride;
+               block.row_scale += first * block.row_scale_stride;
+               kernels_.rows(plan_, block);
              });
     return absl::OkStatus();
   }
 
-  int64_t Size() const { return plan_.a.bits <= 8 ? 1 : 2; }
+  // Each piece packs its columns, for few rows so many at a time as a cache holds.
+  Status ByColumns(const Multiplication& one, int64_t pieces, int64_t width) {
+    constexpr int64_t kPackedBytes = 256 * 1024;
+    constexpr int64_t kFewRows = 64;
+    int64_t step = width;
+    if (m_ <= kFewRows) {
+      const int64_t panel_bytes = kernels_.packed_size(plan_, k_, kProductPanel) + 1;
+      step = std::min(width,
+                      std::max<int64_t>(1, kPackedBytes / panel_bytes) * kProductPanel);
+    }
+    std::vector<Tensor> packed(pieces);
+    for (Tensor& buffer : packed) TF_RETURN_IF_ERROR(Allocate(step, &buffer));
+    ShareOut(ctx_, pieces, Nanoseconds(m_, n_) / pieces, [&](int64_t piece) {
+      const int64_t end = std::min(n_, (piece + 1) * width);
+      for (int64_t j = piece * width; j < end; j += step) {
+        // Columns [j, j + step) as a product of their own.
+        Multiplication part = one;
+        part.b += j * one.b_column * (plan_.b.bits <= 8 ? 1 : 2);
+        ProductBlock& block = part.block;
+        block.n = block.end = std::min(step, end - j);
+        if (block.accumulators) block.accumulators += j * plan_.bins;
+        if (block.product) block.product += j;
+        block.column_scale += j * block.column_scale_stride;
+        Pack(part, 0, block.n, &packed[piece]);
+        block.packed = packed[piece].data();
+        kernels_.rows(plan_, block);
+      }
+    });
+    return absl::OkStatus();
+  }
 
   OpKernelContext* ctx_;
   const ProductPlan& plan_;

@@ -67,33 +67,6 @@ int Octaves(const Format& format) {
 
 uint32_t FieldOf(int exponent) { return static_cast<uint32_t>(exponent) << 23; }
 
-// Numbers of all codes: number(e) with the sign of the code, 0 for code 0.
-template <typename Number>
-std::vector<uint32_t> OfCodes(const Format& format, const Number& number) {
-  const int top = format.max_code();
-  std::vector<uint32_t> all(2 * top + 1);
-  for (int e = 0; e < top; ++e) {
-    const uint32_t bits = number(e);
-    all[top + 1 + e] = bits;
-    all[top - 1 - e] = bits | 0x80000000u;
-  }
-  return all;
-}
-
-// float32(2^(e/factor) 2^exponent); 0 where that is below 2^-126.
-std::vector<uint32_t> Powers(const Format& format, int exponent) {
-  std::vector<float> within;
-  for (int r = 0; r < format.base_factor; ++r) {
-    within.push_back(
-        static_cast<float>(std::exp2(static_cast<double>(r) / format.base_factor)));
-  }
-  return OfCodes(format, [&](int e) {
-    const int field = (e >> format.log2_base_factor()) + exponent + 127;
-    if (field < 1) return 0u;
-    return Bits(within[e & (format.base_factor - 1)]) + FieldOf(field - 127);
-  });
-}
-
 // Whether the product of two powers, each rounded to float32, rounds to each entry of
 // the table: none lies as near to a half as the three roundings reach.
 bool PowersReachTable(const ProductPlan& plan) {
@@ -109,36 +82,54 @@ bool PowersReachTable(const ProductPlan& plan) {
 
 }  // namespace
 
-FloatTerms::FloatTerms(const ProductPlan& plan) {
+bool FloatTerms::InFloats(const ProductPlan& plan) {
   const Format &fa = plan.a, &fb = plan.b;
   const int g = fa.log2_base_factor(), m = plan.datapath.lut_bits;
-  if (plan.max_term >= int64_t{1} << 31) return;
   const int a_octaves = Octaves(fa), b_octaves = Octaves(fb);
+  mantissa.resize(fa.base_factor);
   if (!plan.datapath.bins && m == g && m > 0) {
-    // Products stay below 2^32, and powers of b below 4.
-    if (a_octaves > 100 || b_octaves > 100 || !PowersReachTable(plan)) return;
+    // Powers of b stay below 4, products below 2^32.
+    b_field = 127 - b_octaves;
+    a_field = 127 + b_octaves - plan.lsb;
+    if (a_octaves > 100 || b_octaves > 100 || a_field < 1) return false;
+    if (!PowersReachTable(plan)) return false;
     kind = Kind::kPowers;
-    b = Powers(fb, -b_octaves);
-    a = Powers(fa, b_octaves - plan.lsb);
-    return;
+    for (int r = 0; r < fa.base_factor; ++r) {
+      const double power = std::exp2(static_cast<double>(r) / fa.base_factor);
+      mantissa[r] = Bits(static_cast<float>(power)) & kMantissaMask;
+    }
+    return true;
   }
-  if (m > 4 || (!plan.datapath.bins && plan.datapath.fraction_bits + g > 22)) return;
+  const bool fits =
+      m == 0 || plan.datapath.bins || plan.datapath.fraction_bits + g <= 22;
+  if (m > 4 || !fits) return false;
   // Bits add up to those of 2^(q - lsb) (1 + r / factor). Alone, where the other code
   // is 0, they have to stay below 1/2.
   const int sum = 127 - plan.lsb;
-  const int b_field = std::min(sum, 123 - b_octaves), a_field = sum - b_field;
-  if (b_field < 0 || a_field < 0 || a_field + a_octaves > 123) return;
-  const auto bits = [&](int field) {
-    return
-        [=](int e) { return FieldOf(field) + (static_cast<uint32_t>(e) << (23 - g)); };
-  };
-  a = OfCodes(fa, bits(a_field));
-  b = OfCodes(fb, bits(b_field));
+  b_field = std::min(sum, 123 - b_octaves);
+  a_field = sum - b_field;
+  if (b_field < 0 || a_field < 0 || a_field + a_octaves > 123) return false;
+  for (int r = 0; r < fa.base_factor; ++r) {
+    mantissa[r] = static_cast<uint32_t>(r) << (23 - g);
+  }
   kind = m == 0 ? Kind::kLine : Kind::kTable;
   table_bits = m;
   for (int h = 0; h < 1 << m; ++h) {
     entry[h] = static_cast<float>(
         std::ldexp(static_cast<double>(plan.entry[h]), -plan.datapath.fraction_bits));
+  }
+  return true;
+}
+
+FloatTerms::FloatTerms(const ProductPlan& plan) {
+  if (plan.max_term >= int64_t{1} << 31 || InFloats(plan)) return;
+  kind = Kind::kNone;
+  if (plan.datapath.bins) return;
+  kind = Kind::kMemory;
+  beyond = static_cast<int>(plan.term.size()) + 2;
+  term.resize(2 * beyond + 1);
+  for (size_t p = 0; p < plan.term.size(); ++p) {
+    term[p + 2] = static_cast<int32_t>(plan.term[p]);
   }
 }
 
