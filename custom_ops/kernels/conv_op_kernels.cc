@@ -171,10 +171,10 @@ class DepthwiseProducts {
  public:
   DepthwiseProducts(const Convolution& conv, const DepthwisePlan& plan,
                     const Patches& patches)
-      : conv_(conv), plan_(plan), patches_(patches) {
-    const bool fast = plan.Fits(conv.shape.taps);
-    output_ = fast ? Depthwises() : DepthwisePlain;
-  }
+      : conv_(conv),
+        plan_(plan),
+        patches_(patches),
+        kernels_(plan.Fits(conv.shape.taps) ? Depthwises() : kDepthwisePlain) {}
 
   Status Run(OpKernelContext* ctx) {
     const ConvShape& shape = conv_.shape;
@@ -222,7 +222,14 @@ class DepthwiseProducts {
     const ConvShape& shape = conv_.shape;
     const int64_t multiplier = shape.group_filters, bins = conv_.plan.bins;
     std::vector<int64_t> offsets(shape.taps);
-    std::vector<int32_t> sums(count * bins), together(count * multiplier * bins);
+    // Read in whole vectors.
+    std::vector<int32_t> sums(count * bins), together(count * multiplier * bins + 16);
+    const int64_t column = first * multiplier;
+    ProductBlock block;
+    block.n = count * multiplier;
+    block.row_scale = conv_.x_scale;
+    block.column_scale = conv_.kernel_scale + column * conv_.kernel_scale_stride;
+    block.column_scale_stride = conv_.kernel_scale_stride;
     DepthwiseOutput output;
     output.x = static_cast<const char*>(conv_.x) + first * conv_.x_size();
     output.offsets = offsets.data();
@@ -235,25 +242,22 @@ class DepthwiseProducts {
         output.kernel =
             kernel_ + (m * shape.taps * shape.channels + first) * conv_.kernel_size();
         output.accumulators = multiplier == 1 ? together.data() : sums.data();
-        output_(plan_, output);
+        kernels_.output(plan_, output);
         if (multiplier == 1) continue;
         for (int64_t c = 0; c < count; ++c) {
           std::copy_n(sums.data() + c * bins, bins,
                       together.data() + (c * multiplier + m) * bins);
         }
       }
-      const int64_t column = first * multiplier;
-      FinishPlain(conv_.plan, together.data(), count * multiplier, *conv_.x_scale,
-                  conv_.kernel_scale + column * conv_.kernel_scale_stride,
-                  conv_.kernel_scale_stride, false,
-                  conv_.result + i * shape.filters + column);
+      block.product = conv_.result + i * shape.filters + column;
+      kernels_.finish(conv_.plan, block, together.data());
     }
   }
 
   const Convolution& conv_;
   const DepthwisePlan& plan_;
   const Patches& patches_;
-  DepthwiseKernel output_;
+  const DepthwiseKernels& kernels_;
   const char* kernel_ = nullptr;
   Tensor split_;
 };

@@ -4,6 +4,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/product_kernels.h"
+#include "tensorflow/core/platform/denormal.h"
 #include "tensorflow/core/util/matmul_bcast.h"
 
 namespace lns {
@@ -182,7 +183,7 @@ class Runner {
         if (one.b != packed_b) Pack(one, 0, n_, &packed[piece]);
         packed_b = one.b;
         one.block.packed = packed[piece].data();
-        kernels_.rows(plan_, one.block);
+        Rows(one.block);
       }
     });
     return absl::OkStatus();
@@ -205,6 +206,13 @@ class Runner {
                        end, packed->data())) {
       good_ = false;
     }
+  }
+
+  // Sums of values are those of the reference, so denormals count.
+  void Rows(const ProductBlock& block) const {
+    if (!block.add) return kernels_.rows(plan_, block);
+    const tensorflow::port::ScopedDontFlushDenormal with_denormals;
+    kernels_.rows(plan_, block);
   }
 
   // One product on all threads: its columns are shared out, and its rows where there
@@ -236,7 +244,7 @@ class Runner {
                }
                if (block.product) block.product += first * block.result_stride;
                block.row_scale += first * block.row_scale_stride;
-               kernels_.rows(plan_, block);
+               Rows(block);
              });
     return absl::OkStatus();
   }
@@ -266,7 +274,7 @@ class Runner {
         block.column_scale += j * block.column_scale_stride;
         Pack(part, 0, block.n, &packed[piece]);
         block.packed = packed[piece].data();
-        kernels_.rows(plan_, block);
+        Rows(block);
       }
     });
     return absl::OkStatus();
