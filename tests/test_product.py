@@ -126,11 +126,12 @@ def test_scales(matmul, a_shape, b_shape):
 
 
 @pytest.mark.parametrize("scale", [2.0**-126, 2.0**-70, 1.0, 2.0**60, 2.0**127])
-@pytest.mark.parametrize("format", ["lns8:1", "lns8:8"])
+@pytest.mark.parametrize("format", ["lns8:1", "lns8:8", "lns16:1"])
 def test_results_beyond_float32(matmul, format, scale):
     rng = np.random.default_rng(5)
     a, b = codes(rng, (9, 6), format, zeros=0.7), codes(rng, (6, 9), format, zeros=0.7)
     a[0] = 0
+    a[1], b[:, 1] = LNSFormat.get(format).max_code, LNSFormat.get(format).max_code
     options = {"a_scale": scale, "b_scale": scale}
     expected = reference.lns_matmul(a, b, format, **options)
     assert not np.isnan(expected).any()

@@ -97,8 +97,9 @@ LNS_INLINE float FloatOf(double x) {
 // Inf times 0, the product is taken first. The scale is a ScaleProduct.
 LNS_INLINE float ValueOf(int64_t total, int exponent, double scale) {
   if (total == 0) return 0.0f;
-  const double number =
-      std::ldexp(static_cast<double>(static_cast<float>(total)), exponent);
+  // 2^512 is beyond float32 as well, and no Inf.
+  const double number = std::ldexp(static_cast<double>(static_cast<float>(total)),
+                                   exponent < 512 ? exponent : 512);
   if (std::fabs(number) >= 0x1p128 && scale != 0.0) {
     return number < 0 ? -std::numeric_limits<float>::infinity()
                       : std::numeric_limits<float>::infinity();

@@ -4,65 +4,18 @@
 #include <cstring>
 #include <memory>
 
+#include "kernels/conv_shape.h"
 #include "kernels/depthwise_kernels.h"
 #include "kernels/dispatch.h"
 #include "kernels/op_helpers.h"
 #include "kernels/patches.h"
 #include "kernels/product_kernels.h"
 #include "kernels/product_op_helpers.h"
-#include "ops/conv_attributes.h"
 
 namespace lns {
 namespace {
 
 int64_t Pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
-
-// Sizes of one convolution.
-struct ConvShape {
-  WindowAxis axes[kSpatialAxes];
-  int64_t images = 0, channels = 0, filters = 0;
-  int64_t groups = 1, group_channels = 0, group_filters = 0;
-  int64_t taps = 1;  // of a filter
-  TensorShape output;
-
-  Status Init(const ConvAttributes& attributes, const TensorShape& x,
-              const TensorShape& kernel) {
-    if (x.dims() != 5 || kernel.dims() != 5) {
-      return InvalidArgument("x and kernel must have rank 5, got ", x.DebugString(),
-                             " and ", kernel.DebugString());
-    }
-    images = x.dim_size(0);
-    channels = x.dim_size(4);
-    group_channels = kernel.dim_size(3);
-    filters = kernel.dim_size(4);
-    groups = attributes.groups;
-    if (filters % groups != 0) {
-      return InvalidArgument("groups must divide the output channels of kernel, got ",
-                             groups, " and ", kernel.DebugString());
-    }
-    if (channels != group_channels * groups) {
-      return InvalidArgument("x must have ", groups,
-                             " times the channels of kernel, got ", x.DebugString(),
-                             " and ", kernel.DebugString());
-    }
-    group_filters = filters / groups;
-    TF_RETURN_IF_ERROR(output.AddDimWithStatus(images));
-    for (int i = 0; i < kSpatialAxes; ++i) {
-      if (kernel.dim_size(i) == 0) {
-        return InvalidArgument("kernel must have a tap on each axis, got ",
-                               kernel.DebugString());
-      }
-      axes[i] = attributes.Axis(i, x.dim_size(1 + i), kernel.dim_size(i));
-      taps *= kernel.dim_size(i);
-      TF_RETURN_IF_ERROR(output.AddDimWithStatus(axes[i].outputs()));
-    }
-    return output.AddDimWithStatus(filters);
-  }
-
-  // Terms of an output.
-  int64_t k() const { return taps * group_channels; }
-  bool depthwise() const { return groups > 1 && group_channels == 1; }
-};
 
 Status CheckScaleValues(const Tensor& scale, const char* name) {
   const float* values = scale.flat<float>().data();
@@ -218,10 +171,10 @@ class DepthwiseProducts {
  public:
   DepthwiseProducts(const Convolution& conv, const DepthwisePlan& plan,
                     const Patches& patches)
-      : conv_(conv), plan_(plan), patches_(patches) {
-    const bool fast = plan.Fits(conv.shape.taps);
-    output_ = fast ? Depthwises() : DepthwisePlain;
-  }
+      : conv_(conv),
+        plan_(plan),
+        patches_(patches),
+        kernels_(plan.Fits(conv.shape.taps) ? Depthwises() : kDepthwisePlain) {}
 
   Status Run(OpKernelContext* ctx) {
     const ConvShape& shape = conv_.shape;
@@ -269,7 +222,14 @@ class DepthwiseProducts {
     const ConvShape& shape = conv_.shape;
     const int64_t multiplier = shape.group_filters, bins = conv_.plan.bins;
     std::vector<int64_t> offsets(shape.taps);
-    std::vector<int32_t> sums(count * bins), together(count * multiplier * bins);
+    // Read in whole vectors.
+    std::vector<int32_t> sums(count * bins), together(count * multiplier * bins + 16);
+    const int64_t column = first * multiplier;
+    ProductBlock block;
+    block.n = count * multiplier;
+    block.row_scale = conv_.x_scale;
+    block.column_scale = conv_.kernel_scale + column * conv_.kernel_scale_stride;
+    block.column_scale_stride = conv_.kernel_scale_stride;
     DepthwiseOutput output;
     output.x = static_cast<const char*>(conv_.x) + first * conv_.x_size();
     output.offsets = offsets.data();
@@ -282,25 +242,22 @@ class DepthwiseProducts {
         output.kernel =
             kernel_ + (m * shape.taps * shape.channels + first) * conv_.kernel_size();
         output.accumulators = multiplier == 1 ? together.data() : sums.data();
-        output_(plan_, output);
+        kernels_.output(plan_, output);
         if (multiplier == 1) continue;
         for (int64_t c = 0; c < count; ++c) {
           std::copy_n(sums.data() + c * bins, bins,
                       together.data() + (c * multiplier + m) * bins);
         }
       }
-      const int64_t column = first * multiplier;
-      FinishPlain(conv_.plan, together.data(), count * multiplier, *conv_.x_scale,
-                  conv_.kernel_scale + column * conv_.kernel_scale_stride,
-                  conv_.kernel_scale_stride, false,
-                  conv_.result + i * shape.filters + column);
+      block.product = conv_.result + i * shape.filters + column;
+      kernels_.finish(conv_.plan, block, together.data());
     }
   }
 
   const Convolution& conv_;
   const DepthwisePlan& plan_;
   const Patches& patches_;
-  DepthwiseKernel output_;
+  const DepthwiseKernels& kernels_;
   const char* kernel_ = nullptr;
   Tensor split_;
 };

@@ -7,7 +7,9 @@
 namespace lns {
 namespace {
 
-constexpr int kLanes = 8;
+#include "kernels/product_lanes_avx2.inc"
+// After the lanes.
+#include "kernels/product_finish.inc"
 
 inline __m256i LoadCodes(const int8_t* codes) {
   return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
@@ -103,7 +105,7 @@ void OutputWith(const DepthwisePlan& plan, const DepthwiseOutput& output) {
   rest.kernel = static_cast<const B*>(output.kernel) + c;
   rest.accumulators += c;
   rest.channels -= c;
-  DepthwisePlain(plan, rest);
+  kDepthwisePlain.output(plan, rest);
 }
 
 template <typename A, typename B>
@@ -112,9 +114,7 @@ void OutputOf(const DepthwisePlan& plan, const DepthwiseOutput& output) {
                    : OutputWith<A, B, ByTable>(plan, output);
 }
 
-}  // namespace
-
-void DepthwiseAvx2(const DepthwisePlan& plan, const DepthwiseOutput& output) {
+void OutputAvx2(const DepthwisePlan& plan, const DepthwiseOutput& output) {
   const bool short_b = plan.plan.b.bits <= 8;
   if (plan.plan.a.bits <= 8) {
     short_b ? OutputOf<int8_t, int8_t>(plan, output)
@@ -124,6 +124,15 @@ void DepthwiseAvx2(const DepthwisePlan& plan, const DepthwiseOutput& output) {
             : OutputOf<int16_t, int16_t>(plan, output);
   }
 }
+
+void FinishRow(const ProductPlan& plan, const ProductBlock& block,
+               const int32_t* sums) {
+  Finish(plan, block).Row(0, 0, block.n, sums, 0);
+}
+
+}  // namespace
+
+const DepthwiseKernels kDepthwiseAvx2 = {OutputAvx2, FinishRow};
 
 }  // namespace lns
 

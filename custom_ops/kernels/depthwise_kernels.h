@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/product.h"
+#include "kernels/product_kernels.h"
 
 namespace lns {
 
@@ -38,11 +39,21 @@ struct DepthwisePlan {
   bool Fits(int64_t taps) const;
 };
 
-void DepthwisePlain(const DepthwisePlan& plan, const DepthwiseOutput& output);
+struct DepthwiseKernels {
+  void (*output)(const DepthwisePlan& plan, const DepthwiseOutput& output);
+
+  // The values of neighbouring outputs, as the only row of a block. `sums` may be read
+  // up to a multiple of 16.
+  void (*finish)(const ProductPlan& plan, const ProductBlock& block,
+                 const int32_t* sums);
+};
+
+// For any plan.
+extern const DepthwiseKernels kDepthwisePlain;
 
 #if defined(__x86_64__)
 // For plans that fit, without bins.
-void DepthwiseAvx2(const DepthwisePlan& plan, const DepthwiseOutput& output);
+extern const DepthwiseKernels kDepthwiseAvx2;
 #endif
 
 }  // namespace lns

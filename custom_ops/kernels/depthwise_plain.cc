@@ -56,9 +56,7 @@ void OutputOf(const ProductPlan& plan, const DepthwiseOutput& output) {
   }
 }
 
-}  // namespace
-
-void DepthwisePlain(const DepthwisePlan& plan, const DepthwiseOutput& output) {
+void OutputPlain(const DepthwisePlan& plan, const DepthwiseOutput& output) {
   const bool short_b = plan.plan.b.bits <= 8;
   if (plan.plan.a.bits <= 8) {
     short_b ? OutputOf<int8_t, int8_t>(plan.plan, output)
@@ -68,5 +66,15 @@ void DepthwisePlain(const DepthwisePlan& plan, const DepthwiseOutput& output) {
             : OutputOf<int16_t, int16_t>(plan.plan, output);
   }
 }
+
+void FinishRow(const ProductPlan& plan, const ProductBlock& block,
+               const int32_t* sums) {
+  FinishPlain(plan, sums, block.n, *block.row_scale, block.column_scale,
+              block.column_scale_stride, block.add, block.product);
+}
+
+}  // namespace
+
+const DepthwiseKernels kDepthwisePlain = {OutputPlain, FinishRow};
 
 }  // namespace lns

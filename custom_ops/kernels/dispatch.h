@@ -36,8 +36,7 @@ const ProductKernels& ProductsOf(InstructionSet set, const ProductPlan& plan, in
                                  int64_t k);
 
 // The fastest way to a depthwise convolution whose plan fits.
-using DepthwiseKernel = void (*)(const DepthwisePlan&, const DepthwiseOutput&);
-DepthwiseKernel Depthwises();
+const DepthwiseKernels& Depthwises();
 
 // All ways to a product that this CPU can run, but for the plain one.
 std::vector<const ProductKernels*> AllProducts();

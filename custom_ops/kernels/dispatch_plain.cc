@@ -141,11 +141,11 @@ const ProductKernels& Products(const ProductPlan& plan, int64_t m, int64_t k) {
   return ProductsOf(SelectedInstructionSet(), plan, m, k);
 }
 
-DepthwiseKernel Depthwises() {
+const DepthwiseKernels& Depthwises() {
 #if defined(__x86_64__)
-  if (SelectedInstructionSet() >= InstructionSet::kAvx2) return DepthwiseAvx2;
+  if (SelectedInstructionSet() >= InstructionSet::kAvx2) return kDepthwiseAvx2;
 #endif
-  return DepthwisePlain;
+  return kDepthwisePlain;
 }
 
 std::vector<const ProductKernels*> AllProducts() {

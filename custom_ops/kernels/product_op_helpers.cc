@@ -4,6 +4,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/product_kernels.h"
+#include "tensorflow/core/platform/denormal.h"
 #include "tensorflow/core/util/matmul_bcast.h"
 
 namespace lns {
@@ -199,7 +200,7 @@ class Runner {
         if (one.b != packed_b) Pack(one, 0, n_, &packed[piece]);
         packed_b = one.b;
         one.block.packed = packed[piece].data();
-        kernels_.rows(plan_, one.block);
+        Rows(one.block);
       }
     });
     return absl::OkStatus();
@@ -222,6 +223,13 @@ class Runner {
                        end, packed->data())) {
       good_ = false;
     }
+  }
+
+  // Sums of values are those of the reference, so denormals count.
+  void Rows(const ProductBlock& block) const {
+    if (!block.add) return kernels_.rows(plan_, block);
+    const tensorflow::port::ScopedDontFlushDenormal with_denormals;
+    kernels_.rows(plan_, block);
   }
 
   // One product on all threads: its columns are shared out, and its rows where there
@@ -253,7 +261,7 @@ class Runner {
                }
                if (block.product) block.product += first * block.result_stride;
                block.row_scale += first * block.row_scale_stride;
-               kernels_.rows(plan_, block);
+               Rows(block);
              });
     return absl::OkStatus();
   }
@@ -283,7 +291,7 @@ class Runner {
         block.column_scale += j * block.column_scale_stride;
         Pack(part, 0, block.n, &packed[piece]);
         block.packed = packed[piece].data();
-        kernels_.rows(plan_, block);
+        Rows(block);
       }
     });
     return absl::OkStatus();

@@ -8,6 +8,7 @@
 
 #include "core/window.h"
 #include "ops/status.h"
+#include "tensorflow/core/platform/errors.h"
 
 namespace lns {
 

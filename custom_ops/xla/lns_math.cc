@@ -264,6 +264,9 @@ XlaOp LookUp(absl::Span<const float> table, XlaOp index) {
 XlaOp LookUp(absl::Span<const int32_t> table, XlaOp index) {
   return LookUpIn(table, index);
 }
+XlaOp LookUp(absl::Span<const int64_t> table, XlaOp index) {
+  return LookUpIn(table, index);
+}
 
 XlaOp MaxMagnitude(XlaOp x, absl::Span<const int64_t> dims) {
   const auto term = [](XlaOp y) {

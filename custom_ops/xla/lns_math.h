@@ -53,6 +53,7 @@ XlaOp Root(XlaOp x);
 constexpr int kSelectTable = 16;
 XlaOp LookUp(absl::Span<const float> table, XlaOp index);
 XlaOp LookUp(absl::Span<const int32_t> table, XlaOp index);
+XlaOp LookUp(absl::Span<const int64_t> table, XlaOp index);
 
 // Bits of the largest magnitude over `dims`, where NaN, Inf and denormals do not take
 // part; 0 for none.

@@ -65,7 +65,8 @@ def value_of(total, exponent: int, scale) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         number = total.astype(F32)
         value = np.ldexp(number, exponent) * scale
-        exact = (np.ldexp(number.astype(np.float64), exponent) * scale).astype(F32)
+        # 2**512 is beyond float32 as well, and not Inf in float64.
+        exact = (np.ldexp(number.astype(np.float64), min(exponent, 512)) * scale).astype(F32)
         value = np.where(np.isnan(value), exact, value)
     return np.where(total == 0, F32(0), value).astype(F32)
 
