@@ -176,3 +176,12 @@ def test_attention_without_projections_is_refused_by_name(kind):
     """Keras 3 models leave these layers float; here that is said."""
     with pytest.raises(ValueError, match=f"'a' of class .*{kind.__name__} has no row"):
         LNSScheme().annotate(net(lambda x: kind(name="a")([x, x]), SERIES))
+
+
+def test_dropout_of_stacked_cells_is_new_in_each_call():
+    stacked = [layers.LSTMCell(3), layers.GRUCell(64, dropout=0.5, recurrent_dropout=0.5)]
+    model = quantized(net(lambda x: layers.RNN(stacked)(x), SERIES), LNSScheme())
+    x = normal(2, *SERIES)
+    seen = [model(x, training=True).numpy() for _ in range(3)]
+    assert not np.array_equal(seen[0], seen[1])
+    assert not np.array_equal(seen[1], seen[2])
