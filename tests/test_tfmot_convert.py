@@ -326,3 +326,38 @@ def test_wrong_arguments():
 
     with pytest.raises(ValueError, match="neither Sequential nor functional"):
         convert(Subclassed())
+
+
+def test_recurrent_arguments_that_only_one_keras_names():
+    """Bidirectional sets `zero_output_for_mask`, which tf_keras takes without naming it."""
+    inner = layers.LSTM(3, return_sequences=True)
+    model = tf_keras.Sequential([tf_keras.Input((5, 2)), layers.Bidirectional(inner)])
+    lns = quantized(model, LNSScheme())
+    x = normal(4, 5, 2)
+    new = convert(lns)
+    back = convert(new)
+    assert back.layers[0].layer.forward_layer.zero_output_for_mask
+    np.testing.assert_allclose(back(x), lns(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(new(x), lns(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("keras_", [tf_keras, keras])
+def test_a_function_that_differs_between_the_two_is_an_error(keras_):
+    gru = keras_.layers.GRU(3, recurrent_activation="hard_sigmoid")
+    model = keras_.Sequential([keras_.Input((5, 2)), gru])
+    lns = quantized(model, LNSScheme()) if keras_ is tf_keras else tf_lns.quantize_model(model)
+    with pytest.raises(ValueError, match="another function by the name.*hard_sigmoid"):
+        convert(lns)
+
+
+def test_states_are_reset_through_the_wrapper():
+    inputs = tf_keras.Input(batch_shape=(2, 4, 3))
+    lns = quantized(
+        tf_keras.Model(inputs, layers.LSTM(3, stateful=True)(inputs)),
+        LNSScheme(LNSConfig(activations=None)),
+    )
+    x = normal(2, 4, 3)
+    first, second = lns(x).numpy(), lns(x).numpy()
+    lns.reset_states()
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(lns(x), first)
