@@ -291,13 +291,6 @@ def mixed_formats():
     return tf_lns.quantize_model(lns, overrides={"query": LNSConfig(errors=None)})
 
 
-def stacked():
-    cells = [keras.layers.LSTMCell(2), keras.layers.LSTMCell(2)]
-    return tf_lns.quantize_model(
-        keras.Sequential([keras.Input((6, 4)), keras.layers.RNN(cells, name="stack")])
-    )
-
-
 @pytest.mark.parametrize(
     ("make", "match"),
     [
@@ -306,7 +299,6 @@ def stacked():
         (only_here, "Layer 'rms' .*has no counterpart in tf_keras.*no class RMSNormalization"),
         (by_tfmot, "Layer '.*' is in tfmot's own wrapper"),
         (mixed_formats, "Layer 'mixed' has layers of different formats inside"),
-        (stacked, "Layer 'stack' .* no row"),
     ],
 )
 def test_what_cannot_be_converted_is_named(make, match):
@@ -326,3 +318,57 @@ def test_wrong_arguments():
 
     with pytest.raises(ValueError, match="neither Sequential nor functional"):
         convert(Subclassed())
+
+
+def test_recurrent_arguments_that_only_one_keras_names():
+    """Bidirectional sets `zero_output_for_mask`, which tf_keras takes without naming it."""
+    inner = layers.LSTM(3, return_sequences=True)
+    model = tf_keras.Sequential([tf_keras.Input((5, 2)), layers.Bidirectional(inner)])
+    lns = quantized(model, LNSScheme())
+    x = normal(4, 5, 2)
+    new = convert(lns)
+    back = convert(new)
+    assert back.layers[0].layer.forward_layer.zero_output_for_mask
+    np.testing.assert_allclose(back(x), lns(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(new(x), lns(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("keras_", [tf_keras, keras])
+def test_a_function_that_differs_between_the_two_is_an_error(keras_):
+    gru = keras_.layers.GRU(3, recurrent_activation="hard_sigmoid")
+    model = keras_.Sequential([keras_.Input((5, 2)), gru])
+    lns = quantized(model, LNSScheme()) if keras_ is tf_keras else tf_lns.quantize_model(model)
+    with pytest.raises(ValueError, match=r"another function by the name.*hard_sigmoid"):
+        convert(lns)
+
+
+def test_states_are_reset_through_the_wrapper():
+    inputs = tf_keras.Input(batch_shape=(2, 4, 3))
+    lns = quantized(
+        tf_keras.Model(inputs, layers.LSTM(3, stateful=True)(inputs)),
+        LNSScheme(LNSConfig(activations=None)),
+    )
+    x = normal(2, 4, 3)
+    first, second = lns(x).numpy(), lns(x).numpy()
+    lns.reset_states()
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(lns(x), first)
+
+
+def test_stacked_cells_there_and_back():
+    cells = [keras.layers.LSTMCell(2), keras.layers.GRUCell(3, reset_after=False)]
+    new = tf_lns.quantize_model(
+        keras.Sequential([keras.Input((6, 4)), keras.layers.RNN(cells, name="stack")])
+    )
+    x = np.random.default_rng(0).normal(size=(5, 6, 4)).astype(np.float32)
+    tf_lns.calibrate(new, x, verbose=0)
+    old = convert(new)
+    np.testing.assert_allclose(old(x), new(x), rtol=1e-4, atol=1e-5)
+    back = convert(old)
+    np.testing.assert_allclose(back(x), new(x), rtol=1e-4, atol=1e-5)
+    recorded = [
+        [float(r) for cell in model.get_layer("stack").cell.cells for r in cell.input_ranges]
+        for model in (new, back)
+    ]
+    assert recorded[0] == recorded[1]
+    assert all(recorded[0])

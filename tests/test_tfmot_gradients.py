@@ -117,3 +117,21 @@ def test_two_formats_in_one_graph():
     first, second = both()
     np.testing.assert_array_equal(first, ops.quantize(first, "lns5:1", axis=1))
     assert np.any(second != ops.quantize(second, "lns5:1", axis=1))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: tf_keras.optimizers.legacy.Adam(), lambda: tf.compat.v1.train.AdamOptimizer()]
+)
+def test_old_optimizers_are_refused_and_end_no_process(make):
+    model = tf_keras.Sequential([layers.Dense(3, input_shape=(4,))])
+    model = quantized(model, LNSScheme())
+    x = np.ones((8, 4), np.float32)
+    optimizer = make()
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(x, training=True))
+    gradients = tape.gradient(loss, model.trainable_weights)
+    with pytest.raises(TypeError, match=r"integer weight.*tf_lns\.tfmot\.LNSMadam"):
+        optimizer.apply_gradients(zip(gradients, model.trainable_weights, strict=True))
+    plain = tf_keras.Sequential([layers.Dense(3, input_shape=(4,))])
+    plain.compile(tf_keras.optimizers.legacy.SGD(), "mse")
+    plain.fit(x, np.ones((8, 3)), verbose=0)

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import tf_keras
+
 from tf_lns.tfmot.graphs import KERAS, TF_KERAS, Library
 
 _MISSING = object()
@@ -15,6 +17,9 @@ _RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}}
 
 _OTHER_CLASS = {"SyncBatchNormalization": ("BatchNormalization", {"synchronized": True})}
 """Classes of tf_keras that Keras 3 has as an argument of another."""
+
+_OTHER_FUNCTION = ("hard_sigmoid",)
+"""Activations whose slope differs: 1/5 in tf_keras, 1/6 in Keras 3."""
 
 _WITHOUT_EFFECT = {
     *("batch_input_shape", "input_length", "dynamic"),  # what is in the graph
@@ -63,6 +68,8 @@ def _converted(
     if source is TF_KERAS:
         config |= _OTHER_CLASS.get(name, ("", {}))[1]
     takes, had = _parameters(other), _parameters(class_)
+    if issubclass(other, tf_keras.layers.RNN):
+        takes["zero_output_for_mask"] = False  # among its keyword arguments, without a name
     takes_all = other.__module__.split(".")[0] != target.module.__name__  # the user has seen to it
     renamed = _RENAMED.get(name, {})
     if source is KERAS:
@@ -98,6 +105,11 @@ def _value(
     """An argument's value, with the objects and layers in it converted."""
     if key == "dtype":
         return value["config"]["name"] if isinstance(value, Mapping) else value
+    if key.endswith("activation") and value in _OTHER_FUNCTION:
+        raise ValueError(
+            f"{target.name} has another function by the name that `{key}` has. "
+            f"Received: {key}={value!r}"
+        )
     if key == "axis" and name.endswith("BatchNormalization") and isinstance(value, list | tuple):
         (value,) = value  # a list in tf_keras once it is built
 

@@ -364,3 +364,27 @@ def update_copies(optimizer: Any, variable: Any, update: Callable, *arguments: A
 def loads_legacy_file() -> bool:
     """Whether tf_keras is loading an HDF5 file or a SavedModel."""
     return in_tf_saved_model_scope()
+
+
+# --- Old optimizers ---------------------------------------------------------------------------
+
+
+def check_before_old_optimizers(check: Callable[[Any], None]) -> None:
+    """Lets the optimizers of before tf_keras 2.11 and of `tf.compat.v1.train` ask first.
+
+    Their updates are ops on the memory behind a variable's handle, which they take for float32;
+    on integers they would end the process.
+
+    Args:
+        check: Gets the list of variables that are to be updated, and raises.
+    """
+    for old in (tf_keras.optimizers.legacy.Optimizer, tf.compat.v1.train.Optimizer):
+        apply = old.apply_gradients
+
+        @functools.wraps(apply)
+        def checked(self, grads_and_vars, *args, _apply=apply, **kwargs):
+            pairs = list(grads_and_vars)
+            check([variable for _, variable in pairs])
+            return _apply(self, pairs, *args, **kwargs)
+
+        old.apply_gradients = checked

@@ -35,7 +35,11 @@ def of_keras_layer(layer: Any) -> tuple[list[list[Any]], list[Any]]:
         )
         return [a + b for a, b in zip(ahead, back, strict=True)], inside + others
     if hasattr(layer, "cell"):
-        return of_keras_layer(layer.cell)
+        cells = getattr(
+            layer.cell, "cells", [layer.cell]
+        )  # each quantizes what the one before made
+        stacked = [r for cell in cells for r in getattr(cell, "input_ranges", [])]
+        return [[r] for r in stacked[:1]], stacked[1:]
     if kind == "MultiHeadAttention":
         projections = (layer.query_dense, layer.value_dense, layer.key_dense)
         operands = [list(dense.input_ranges) for dense in projections]

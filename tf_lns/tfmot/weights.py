@@ -203,3 +203,17 @@ def load_variables(layer: Any, store: Any) -> None:
         for part in keras_hooks.parts(variable):
             part.codes.assign(value)
             part.scale.assign(scale)
+
+
+def refuse_integers(variables: list[Any]) -> None:
+    """Raises TypeError if an old optimizer would update the memory of an integer weight."""
+    for variable in variables:
+        if isinstance(cell_of(hooks.uncast(variable)), LNSCell):
+            raise TypeError(
+                f"{variable.name} is an integer weight, which optimizers of "
+                "tf_keras.optimizers.legacy and tf.compat.v1.train cannot update. Use one of "
+                "tf_keras.optimizers, or tf_lns.tfmot.LNSMadam."
+            )
+
+
+hooks.check_before_old_optimizers(refuse_integers)

@@ -238,6 +238,11 @@ class LNSQuantizeWrapper(ActivationMixin, tfmot.quantization.keras.QuantizeWrapp
         value = quantize_weight_gradient(cell.read(cell.seen), cell)
         return tf.cast(value, holder.compute_dtype)
 
+    def reset_states(self, *args: Any, **kwargs: Any) -> None:
+        """As the layer does, if it keeps states from batch to batch: `Model.reset_states`."""
+        if hasattr(self.layer, "reset_states"):
+            self.layer.reset_states(*args, **kwargs)
+
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         """As the layer does."""
         return self.layer.compute_mask(inputs, mask)
