@@ -34,6 +34,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 from console import progress_bars, silent_stderr
 from demo import mnist_5k
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -243,7 +244,7 @@ def spread(values: list[float]) -> str:
 
 
 HEAD = (
-    *("arithmetic, optimizer", "fine-tuned, %", "from scratch, %"),
+    *("numbers, optimizer", "fine-tuned", "from scratch"),
     *("bytes/ param.", "step to float", "step to tfmot"),
 )
 
@@ -318,9 +319,10 @@ def main(arguments: list[str] | None = None) -> None:
         "steps": timings(data, options.jit, options.rounds),
     }
 
-    table = Table(title="Test accuracy on MNIST-5k, mean ± sd of the seeds")
+    title = "Test accuracy on MNIST-5k in %, mean ± sd of the seeds"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
     for i, name in enumerate(HEAD):
-        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
+        table.add_column(name, justify="right" if i else "left", no_wrap=i < 3)
     for row in rows(report):
         table.add_row(*row)
     console.print(table)
