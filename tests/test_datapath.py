@@ -106,3 +106,12 @@ def test_the_page_shows_these_tables():
         assert int(entries) == len(datapath.table())
         assert error == f"{100 * datapath.max_relative_error():.2f}"
         assert rounded == f"{100 * datapath.max_relative_error(fraction_rounding=True):.2f}"
+
+
+@pytest.mark.parametrize("factor", [0, 3, 6, 8192])
+def test_base_factor_must_be_a_power_of_two(factor):
+    for ask in (Datapath().table, Datapath().table_bits, Datapath().max_relative_error):
+        with pytest.raises(ValueError, match=f"`base_factor` must be a power of two.*={factor}"):
+            ask(factor)
+    with pytest.raises(TypeError, match="`base_factor` must be an integer"):
+        Datapath().table("lns8:8")

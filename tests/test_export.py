@@ -800,3 +800,12 @@ def test_wrong_commands_are_one_line(saved, capsys, arguments, code, message):
     assert code == 2 or captured.err.count("\n") == 1
     assert not (saved / "out").exists()
     shutil.rmtree(saved / "out", ignore_errors=True)
+
+
+def test_numbers_that_are_none_make_no_vectors(tmp_path):
+    data = np.zeros((4, 6), np.float32)
+    data[1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"`data` must hold no NaN.*flat index 8"):
+        tf_lns.export_model(lns(dense, datapath=DATAPATH), tmp_path / "x", 4, data)
+    with pytest.raises(TypeError, match="`overwrite` must be True or False"):
+        tf_lns.export_model(lns(dense), tmp_path / "x", overwrite="no")

@@ -209,6 +209,8 @@ def test_refuses():
         ops.lns_matmul(a, a.T, "lns8:8", a_scale=0.0)
     with pytest.raises(tf.errors.InvalidArgumentError, match="a_scale"):
         ops.lns_matmul(a, a.T, "lns8:8", a_scale=np.ones((3, 2), np.float32))
+    with pytest.raises(TypeError, match="`b_scale` must be a number"):
+        ops.lns_matmul(a, a.T, "lns8:8", b_scale="x")
     bad = a.copy()
     bad[1, 2] = -128
     with pytest.raises(tf.errors.InvalidArgumentError, match="flat index 6"):

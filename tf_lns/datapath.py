@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lns.formats import LNSFormat
+from tf_lns.formats import MAX_BITS, LNSFormat
 
 CONVERSIONS = ("table", "bins")
 
@@ -89,12 +89,14 @@ vectors of 16
     # --- With a format -------------------------------------------------------------------
 
     def table_bits(self, base_factor: int) -> int:
-        """M for a base factor.
+        """`lut_bits`, or what None means, for a base factor.
 
         Raises:
-            ValueError: The table would have more entries than there are remainders.
+            TypeError: `base_factor` is no integer.
+            ValueError: It is no power of two from 1 to 4096, or the table would have more entries
+                than there are remainders.
         """
-        g = base_factor.bit_length() - 1
+        g = _log2_of(base_factor)
         if self.lut_bits is None:
             return g
         if self.lut_bits > g:
@@ -136,7 +138,7 @@ vectors of 16
         Returns:
             ``max |2**(h / 2**m) (1 + l / base_factor) / 2**(r / base_factor) - 1|`` over all r.
         """
-        g, m = base_factor.bit_length() - 1, self.table_bits(base_factor)
+        g, m = _log2_of(base_factor), self.table_bits(base_factor)
         r = np.arange(base_factor)
         h, rest = r >> (g - m), r % (1 << (g - m))
         entry = np.exp2(h / (1 << m))
@@ -207,6 +209,10 @@ vectors of 16
 
     def __repr__(self) -> str:
         return f"<Datapath: {self}>"
+
+
+def _log2_of(base_factor: Any) -> int:
+    return LNSFormat(MAX_BITS, base_factor).log2_base_factor  # which checks it
 
 
 def _bits(count: int, unit: str) -> str:

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import keras
+import numpy as np
 
 from tf_lns.datapath import Datapath
 from tf_lns.export.capture import LayerProduct, on_datapath, products_of
@@ -19,7 +20,7 @@ from tf_lns.export.units import header, unit_of
 from tf_lns.export.vectors import write_vectors
 from tf_lns.export.weights import weights_of, write_weights
 from tf_lns.layers.container import lns_layers
-from tf_lns.ops.call import integer
+from tf_lns.ops.call import flag, integer
 
 
 def export_model(
@@ -65,6 +66,7 @@ def export_model(
     if data is not None and not count:
         raise ValueError("`data` is for test vectors: say how many, vectors=N. Received: vectors=0")
     given = None if datapath is None else Datapath.get(datapath)
+    overwrite = flag(overwrite, "overwrite")
     check_target(target_of(directory), overwrite)
     products, source, reasons = _products(model, count, data, given)
     weights, others = weights_of(model)
@@ -118,6 +120,7 @@ def _products(
             f"datapath=None, vectors={count}. Say which: datapath=tf_lns.Datapath(...)."
         )
     batch = random_samples(model, count) if data is None else samples_of(data, count)
+    _check_numbers(batch)
     with on_datapath(model, datapath) as reasons:
         products = products_of(model, batch)
     if not products:
@@ -125,6 +128,15 @@ def _products(
             f"The model computes no product on a datapath: {'; '.join(reasons.values()) or 'none'}"
         )
     return products, RANDOM if data is None else "given", reasons
+
+
+def _check_numbers(batch: Any) -> None:
+    """Raises ValueError at a NaN: codes have none, and vectors of zeros would test nothing."""
+    for part in keras.tree.flatten(batch):
+        values = np.asarray(part)
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            index = int(np.flatnonzero(np.isnan(values.reshape(-1)))[0])
+            raise ValueError(f"`data` must hold no NaN. Received: the first at flat index {index}")
 
 
 def _write_units(

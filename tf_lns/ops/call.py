@@ -106,7 +106,7 @@ def code_tensor(codes: Any, format: LNSFormat, name: str = "codes") -> tf.Tensor
     return tensor
 
 
-def scale_tensor(scale: Any) -> tf.Tensor:
+def scale_tensor(scale: Any, name: str = "scale") -> tf.Tensor:
     """`scale` as a float32 tensor; its values are checked where the op runs.
 
     Raises:
@@ -115,11 +115,11 @@ def scale_tensor(scale: Any) -> tf.Tensor:
     if isinstance(scale, float):  # one too large for float32 becomes Inf, which the op refuses
         with np.errstate(over="ignore"):
             scale = np.float32(scale)
-    tensor = tensor_of(scale, "scale", "a number or a tensor of numbers")
+    tensor = tensor_of(scale, name, "a number or a tensor of numbers")
     if tensor.dtype == tf.float32:
         return tensor
     if tensor.dtype not in FLOATS and not tensor.dtype.is_integer:
-        raise TypeError(f"`scale` must be a number. Received: scale of dtype {tensor.dtype.name}")
+        raise TypeError(f"`{name}` must be a number. Received: {name} of dtype {tensor.dtype.name}")
     return tf.cast(tensor, tf.float32)
 
 

@@ -78,7 +78,8 @@ def lns_conv(
     x_format, kernel_format = pair_of_formats(x_format, kernel_format)
     x = code_tensor(x, x_format, "x")
     kernel = code_tensor(kernel, kernel_format, "kernel")
-    x_scale, kernel_scale = scale_tensor(x_scale), scale_tensor(kernel_scale)
+    x_scale = scale_tensor(x_scale, "x_scale")
+    kernel_scale = scale_tensor(kernel_scale, "kernel_scale")
     _check_rank(x, "x")
     _check_rank(kernel, "kernel")
     check_conv_shapes(x.shape, kernel.shape, groups)
@@ -178,7 +179,7 @@ def lns_depthwise_conv(
         raise ValueError(
             f"`kernel` must have known channels. Received: kernel of shape {kernel.shape}"
         )
-    kernel_scale = scale_tensor(kernel_scale)
+    kernel_scale = scale_tensor(kernel_scale, "kernel_scale")
     if kernel_scale.shape.rank != 0:
         if not kernel_scale.shape.is_compatible_with([channels, multiplier]):
             raise ValueError(

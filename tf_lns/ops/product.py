@@ -62,8 +62,8 @@ def lns_matmul(
     inputs = (
         code_tensor(a, a_format, "a"),
         code_tensor(b, b_format, "b"),
-        scale_tensor(a_scale),
-        scale_tensor(b_scale),
+        scale_tensor(a_scale, "a_scale"),
+        scale_tensor(b_scale, "b_scale"),
     )
     name = "lns_matmul_details" if return_details else "lns_matmul"
     result = call(
