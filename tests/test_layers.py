@@ -356,7 +356,8 @@ def test_keras_own_layer_test(name):
         expected_num_seed_generators=0,
         expected_num_losses=0,
         supports_masking=built.supports_masking,
-        run_mixed_precision_check=float_inputs,
+        # TensorFlow has float16 convolutions with channels first on some CPUs only.
+        run_mixed_precision_check=float_inputs and name != "conv2d_first",
         **data,
     )
 

@@ -119,7 +119,7 @@ class Accumulator {
       const Factor right = FactorOf(plan_.b, now[1], b.axis, start, terms, nullptr);
       Accumulated state = StateIn(now);
       for (int64_t v = 0; v < vectors; ++v) {
-        Sum sum{ZeroSum(now), Marks(now)};
+        Sum sum{ZeroSum(now), state.truncated};
         for (int64_t i = v * size; i < (v + 1) * size; ++i) {
           Add(TermOf(left, a, i), TermOf(right, b, i), now[2], &sum);
         }
