@@ -27,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 from console import progress_bars, silent_stderr
-from demo import mnist_5k
+from demo import mnist_5k, small_net
 from rich.console import Console
 from rich.progress import Progress
 
@@ -41,24 +41,6 @@ with silent_stderr():
 
 BATCH = 64
 FLOAT = "float32 products"
-
-
-def net() -> keras.Model:
-    """Two convolutions, two dense layers: 14,242 parameters."""
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            layers.Input((28, 28, 1)),
-            layers.Conv2D(8, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Conv2D(16, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dense(32, activation="relu"),
-            layers.Dense(10),
-        ],
-        name="sweep_net",
-    )
 
 
 def datapath_of(table: int, accumulator: int) -> tf_lns.Datapath:
@@ -79,7 +61,7 @@ def train(datapath: Any, seed: int, epochs: int, data: Any, progress: Progress, 
             progress.advance(task)
 
     keras.utils.set_random_seed(seed)
-    model = tf_lns.quantize_model(net(), tf_lns.LNSConfig(datapath=datapath))
+    model = tf_lns.quantize_model(small_net(width=8), tf_lns.LNSConfig(datapath=datapath))
     model.compile(
         tf_lns.LNSMadam(),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from tf_lns.datapath import Datapath
-from tf_lns.formats import LNSFormat
+from tf_lns.formats import LNSFormat, from_arguments
 from tf_lns.ops.call import UNDERFLOWS, choice, flag
 
 _FORMATS = ("weights", "storage", "activations", "errors", "gradients")
@@ -183,13 +183,7 @@ class LNSConfig:
         Raises:
             ValueError: A key is unknown.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = set(config) - known
-        if unknown:
-            raise ValueError(
-                f"Unknown argument(s) of LNSConfig: {sorted(unknown)}. Known: {sorted(known)}"
-            )
-        return cls(**config)
+        return from_arguments(cls, config)
 
     def __repr__(self) -> str:
         """Formats always, other arguments where they differ from the default."""

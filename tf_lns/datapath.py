@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_lns.formats import MAX_BITS, LNSFormat
+from tf_lns.formats import MAX_BITS, LNSFormat, from_arguments
 
 CONVERSIONS = ("table", "bins")
 
@@ -182,13 +182,7 @@ vectors of 16
         Raises:
             ValueError: A key is unknown.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = set(config) - known
-        if unknown:
-            raise ValueError(
-                f"Unknown argument(s) of Datapath: {sorted(unknown)}. Known: {sorted(known)}"
-            )
-        return cls(**config)
+        return from_arguments(cls, config)
 
     def __str__(self) -> str:
         if self.lut_bits is None:

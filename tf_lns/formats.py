@@ -9,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 import operator
 import re
+from typing import TypeVar
+
+T = TypeVar("T")
 
 MIN_BITS = 2
 MAX_BITS = 16
@@ -176,3 +179,18 @@ class LNSFormat:
 
     def __str__(self) -> str:
         return f"lns{self.bits}:{self.base_factor}"
+
+
+def from_arguments(cls: type[T], config: dict) -> T:
+    """A dataclass from a dict of arguments; those that are missing get their defaults.
+
+    Raises:
+        ValueError: A key is unknown.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = set(config) - known
+    if unknown:
+        raise ValueError(
+            f"Unknown argument(s) of {cls.__name__}: {sorted(unknown)}. Known: {sorted(known)}"
+        )
+    return cls(**config)

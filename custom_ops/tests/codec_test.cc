@@ -16,17 +16,10 @@
 
 #include "kernels/codec_kernels.h"
 #include "kernels/dispatch.h"
+#include "tests/check.h"
 
 namespace lns {
 namespace {
-
-int passed = 0;
-int failed = 0;
-
-void Check(bool good, const std::string& what) {
-  good ? ++passed : ++failed;
-  if (!good && failed <= 20) std::printf("FAILED: %s\n", what.c_str());
-}
 
 struct Kernels {
   const char* name;
@@ -483,8 +476,7 @@ int Main() {
     TestSizes(set);
     TestAbsMax(set);
   }
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed == 0 ? 0 : 1;
+  return Report();
 }
 
 }  // namespace

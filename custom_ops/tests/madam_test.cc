@@ -10,19 +10,10 @@
 #include <vector>
 
 #include "kernels/dispatch.h"
+#include "tests/check.h"
 
 namespace lns {
 namespace {
-
-int passed = 0, failed = 0;
-
-void Check(bool good, const std::string& what) {
-  if (good) {
-    ++passed;
-    return;
-  }
-  if (++failed <= 20) std::printf("FAILED %s\n", what.c_str());
-}
 
 class Random {
  public:
@@ -271,6 +262,5 @@ void Run() {
 
 int main() {
   lns::Run();
-  std::printf("%d passed, %d failed\n", lns::passed, lns::failed);
-  return lns::failed != 0;
+  return lns::Report();
 }

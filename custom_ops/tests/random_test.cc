@@ -5,16 +5,10 @@
 #include <vector>
 
 #include "core/random.h"
+#include "tests/check.h"
 
 namespace lns {
 namespace {
-
-int passed = 0, failed = 0;
-
-void Check(bool good, const char* what) {
-  ++(good ? passed : failed);
-  if (!good) std::printf("FAILED %s\n", what);
-}
 
 void Run() {
   // Of tf_lns.reference.random_bits.
@@ -63,6 +57,5 @@ void Run() {
 
 int main() {
   lns::Run();
-  std::printf("%d passed, %d failed\n", lns::passed, lns::failed);
-  return lns::failed != 0;
+  return lns::Report();
 }

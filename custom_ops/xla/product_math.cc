@@ -153,7 +153,7 @@ class Accumulator {
       const Factor right =
           FactorOf(plan_.b, now[1], b.axis, start, kTermsAtOnce, nullptr);
       Accumulated state = StateIn(now);
-      Sum sum{now.back(), Marks(now)};
+      Sum sum{now.back(), state.truncated};
       for (int64_t i = 0; i < kTermsAtOnce; ++i) {
         Add(TermOf(left, a, i), TermOf(right, b, i), now[2], &sum);
       }
@@ -194,9 +194,6 @@ class Accumulator {
 
   XlaOp ZeroSum(absl::Span<const XlaOp> values) const {
     return ::xla::ZerosLike(values[3]);
-  }
-  XlaOp Marks(absl::Span<const XlaOp> values) const {
-    return details_ ? values[5] : XlaOp();
   }
 
   static XlaOp Padded(const Operand& operand, int64_t size) {
